@@ -1,0 +1,266 @@
+"""The values of the cluster store's keys, and their JSON text.
+
+Records are frozen; ``parse`` accepts what ``render`` wrote, ignores unknown keys (a newer version
+wrote them) and raises ValueError for anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import StrEnum
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageRecord:
+    """One storage location as its node last measured it."""
+
+    path: str
+    shared: bool
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRecord:
+    """nodes/N/INCARNATION, leased: a live node process."""
+
+    name: str
+    incarnation: str
+    address: str
+    server_name: str
+    version: str
+    storage: tuple[StorageRecord, ...] = ()
+    stalled: bool = False
+    running_vms: int = 0
+    memory_free_bytes: int = 0
+    op_id: str = ""
+
+
+class DrainState(StrEnum):
+    """What people asked of a node. Values as in ``node list``'s state, Ready when not drained."""
+
+    READY = "Ready"
+    DRAINING = "Draining"
+    DRAINED = "Drained"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfigRecord:
+    """node-config/N: survives restarts of the node."""
+
+    name: str
+    drain: DrainState = DrainState.READY
+    operation_id: str = ""
+    op_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskRecord:
+    """A disk of the VM as created or last acknowledged."""
+
+    target: str
+    size_bytes: int
+    excluded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRecord:
+    """Replication policy; every field as in interfaces' Policy."""
+
+    frequency_ms: int = 300_000
+    compression: str = "zstd"
+    route: str = "auto"
+    disks: tuple[str, ...] = ()
+    recovery_points: int = 0
+    folder: str = ""
+    bandwidth_limit_bytes_per_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestFailoverRecord:
+    """The one test failover a replica may have, and what came of the last."""
+
+    running: bool = False
+    operation_id: str = ""
+    domain_name: str = ""
+    node: str = ""
+    seq: int = 0
+    last_time_ms: int = 0
+    last_result: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaRecord:
+    """replicas/ID. Changes when something is decided, never per cycle.
+
+    ``folder_path`` is the absolute directory ``storage_location/FOLDER``; FOLDER ends with the
+    incarnation of the node chosen at creation and never changes.
+    """
+
+    replica_id: str
+    vm_uuid: str
+    vm_name: str
+    domain_name: str
+    trust_group: str
+    primary_access_point: str
+    storage_location: str
+    folder_path: str
+    disks: tuple[DiskRecord, ...]
+    policy: PolicyRecord = PolicyRecord()
+    placement_node: str = ""
+    placement_reasons: tuple[str, ...] = ()
+    created_time_ms: int = 0
+    removing: bool = False
+    delete_data: bool = False
+    test_failover: TestFailoverRecord = TestFailoverRecord()
+    op_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerRecord:
+    """owners/ID. ``released``: the owner gave the replica up by itself (drain, clean stop)."""
+
+    node: str
+    incarnation: str
+    epoch: int
+    released: bool = False
+    op_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerRecord:
+    """election/LEASE: a broker candidate; the lowest create revision leads."""
+
+    name: str
+    address: str
+    server_name: str
+    version: str
+    op_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicationRecord:
+    """replications/ID on the primary side: the intent, and what must survive a restart.
+
+    ``acked_cycle_id`` and ``inflight_cycle_id`` are hex; checkpoints bear these ids.
+    """
+
+    replica_id: str
+    vm_uuid: str
+    vm_name: str
+    node: str
+    primary_access_point: str
+    replica_access_point: str
+    trust_group: str
+    state: str
+    policy: PolicyRecord
+    disks: tuple[DiskRecord, ...]
+    start_at_ms: int = 0
+    acked_seq: int = 0
+    acked_cycle_id: str = ""
+    acked_digest: str = ""
+    acked_time_ms: int = 0
+    inflight_cycle_id: str = ""
+    definition_digest: str = ""
+    autostart: bool = False
+    last_problem: str = ""
+    suspended_from: str = ""
+    op_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorizationRecord:
+    """auth/PRIMARY: which primary may send, where its replicas go, which group it is in."""
+
+    primary: str
+    storage_location: str
+    trust_group: str
+    op_id: str = ""
+
+
+class OperationState(StrEnum):
+    """State of a long-running verb."""
+
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationRecord:
+    """operations/ID: a long-running verb that can be watched, cancelled and resumed."""
+
+    operation_id: str
+    verb: str
+    target: str
+    state: OperationState = OperationState.RUNNING
+    step: str = ""
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    started_ms: int = 0
+    finished_ms: int = 0
+    cancel_requested: bool = False
+    problem: dict[str, str] | None = None
+    result: dict[str, str] | None = None
+    op_id: str = ""
+
+
+def render(record: Any) -> str:
+    """A record as JSON text, keys in field order."""
+    return json.dumps(asdict(record), separators=(",", ":"), ensure_ascii=False)
+
+
+def parse(kind: type[T], text: str) -> T:
+    """JSON text as a record. :raises ValueError: naming the key and what was expected."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{kind.__name__}: not JSON: {error}") from error
+    return typing.cast(T, _build(kind, data, kind.__name__))
+
+
+def _build(kind: Any, data: Any, where: str) -> Any:
+    if is_dataclass(kind):
+        if not isinstance(data, dict):
+            raise ValueError(f"{where}: expected an object, got {type(data).__name__}")
+        hints = get_type_hints(kind)
+        known = {f.name for f in fields(kind)}
+        values = {
+            name: _build(hints[name], value, f"{where}.{name}")
+            for name, value in data.items()
+            if name in known
+        }
+        try:
+            return kind(**values)  # type: ignore[operator]
+        except TypeError as error:
+            raise ValueError(f"{where}: {error}") from error
+    origin = get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        if data is None:
+            return None
+        (inner,) = (arm for arm in get_args(kind) if arm is not type(None))
+        return _build(inner, data, where)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise ValueError(f"{where}: expected a list, got {type(data).__name__}")
+        inner = get_args(kind)[0]
+        return tuple(_build(inner, item, f"{where}[{i}]") for i, item in enumerate(data))
+    if origin is dict:
+        if not isinstance(data, dict):
+            raise ValueError(f"{where}: expected an object, got {type(data).__name__}")
+        return {str(k): _build(get_args(kind)[1], v, f"{where}.{k}") for k, v in data.items()}
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind(data)
+    if kind is bool or kind is int or kind is str:
+        if type(data) is not kind:
+            raise ValueError(f"{where}: expected {kind.__name__}, got {data!r}")
+        return data
+    raise TypeError(f"{where}: no rule for {kind!r}")
