@@ -1,0 +1,200 @@
+"""A seeded asyncio loop in virtual time: many hosts in one process, replayable from one number.
+
+Every task and timer belongs to the host whose context made it. A paused host's steps wait; a
+crashed host's steps never run again (no ``finally`` of its code runs: a crash cleans nothing up).
+The order of ready task steps is shuffled by the seed; plain callbacks keep asyncio's FIFO promise.
+Private asyncio names are used; ``tests/sim/test_sim_loop.py`` pins what they must do.
+"""
+
+# ruff: noqa: SLF001, ARG002 - the loop refuses what it does not use
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextvars
+import heapq
+import random
+import selectors
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_TIMER_RESOLUTION_S = 1e-9
+
+
+class Deadlock(RuntimeError):
+    """Nothing is ready and no timer is set: the simulated world has stopped for good."""
+
+
+class LeftSimulation(RuntimeError):
+    """A thread, socket or executor was reached from inside the simulation."""
+
+
+@dataclass(eq=False, slots=True)
+class HostLife:
+    """One boot of one simulated host; a restarted host is a new life."""
+
+    name: str
+    boot: int = 0
+    paused: bool = False
+    dead: bool = False
+    held: list[asyncio.Handle] = field(default_factory=list)
+    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+
+
+_LIFE: contextvars.ContextVar[HostLife | None] = contextvars.ContextVar("sim_life", default=None)
+
+
+class _NoSelector(selectors.BaseSelector):
+    """Real I/O has no place here."""
+
+    def register(self, fileobj: Any, events: Any, data: Any = None) -> Any:
+        raise LeftSimulation(f"a real file descriptor reached the simulation: {fileobj!r}")
+
+    def unregister(self, fileobj: Any) -> Any:
+        raise LeftSimulation(f"a real file descriptor reached the simulation: {fileobj!r}")
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        return []
+
+    def get_map(self) -> Any:
+        return {}
+
+
+class SimLoop(asyncio.SelectorEventLoop):
+    """The loop itself; ``time()`` is virtual seconds since the world began."""
+
+    def __init__(self, seed: int) -> None:
+        self._now_s = 0.0
+        self.random = random.Random(seed)
+        self.steps = 0
+        self.shuffles = 0
+        self.after_step: Callable[[], None] | None = None
+        super().__init__(_NoSelector())
+        self.slow_callback_duration = 1e9
+
+    def _make_self_pipe(self) -> None:
+        """No wake-ups from threads: there are none."""
+
+    def _close_self_pipe(self) -> None:
+        """Counterpart of ``_make_self_pipe``."""
+
+    def time(self) -> float:
+        """Virtual seconds."""
+        return self._now_s
+
+    def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> asyncio.Handle:  # type: ignore[override]
+        """Refused."""
+        raise LeftSimulation("a thread reached the simulation")
+
+    def run_in_executor(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Refused."""
+        raise LeftSimulation("an executor reached the simulation")
+
+    def _run_once(self) -> None:
+        ready: collections.deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]
+        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        while scheduled and (scheduled[0]._cancelled or _life(scheduled[0]).dead):
+            heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]
+        if not ready:
+            if not scheduled:
+                raise Deadlock(f"nothing left to run at t={self._now_s:.3f} s")
+            self._now_s = max(self._now_s, scheduled[0].when())
+        while scheduled and scheduled[0].when() <= self._now_s + _TIMER_RESOLUTION_S:
+            timer = heapq.heappop(scheduled)
+            timer._scheduled = False  # type: ignore[attr-defined]
+            if not timer._cancelled:
+                ready.append(timer)
+        batch = self._runnable(ready)
+        self._shuffle_task_steps(batch)
+        for handle in batch:
+            life = _life(handle)
+            if handle._cancelled or life.dead:
+                continue
+            if life.paused:
+                life.held.append(handle)
+                continue
+            self.steps += 1
+            handle._run()
+            if self.after_step is not None:
+                self.after_step()
+
+    def _runnable(self, ready: collections.deque[asyncio.Handle]) -> list[asyncio.Handle]:
+        batch = [h for h in ready if not h._cancelled]
+        ready.clear()
+        return batch
+
+    def _shuffle_task_steps(self, batch: list[asyncio.Handle]) -> None:
+        slots = [i for i, handle in enumerate(batch) if _is_task_step(handle)]
+        if len(slots) < 2:
+            return
+        self.shuffles += 1
+        steps = [batch[i] for i in slots]
+        self.random.shuffle(steps)
+        for slot, handle in zip(slots, steps, strict=True):
+            batch[slot] = handle
+
+    def start_on(self, life: HostLife, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a coroutine as part of a host's life; all it starts belongs there too."""
+        context = contextvars.copy_context()
+        context.run(_LIFE.set, life)
+        task = self.create_task(work, context=context)
+        life.tasks.append(task)
+        return task
+
+    def pause(self, life: HostLife) -> None:
+        """The host's steps and timers wait (its clock goes on: it was frozen, not the world)."""
+        life.paused = True
+
+    def resume(self, life: HostLife) -> None:
+        """Held steps run now, in the order in which they became due."""
+        life.paused = False
+        ready: collections.deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]
+        ready.extend(life.held)
+        life.held.clear()
+
+    def crash(self, life: HostLife) -> None:
+        """The host stops in the middle of whatever it does."""
+        life.dead = True
+        life.held.clear()
+        for task in life.tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+def current_life() -> HostLife | None:
+    """The life whose code is running; None in the world's own code."""
+    return _LIFE.get()
+
+
+_WORLD = HostLife("world")
+
+
+def _life(handle: asyncio.Handle) -> HostLife:
+    context: contextvars.Context = handle._context  # type: ignore[attr-defined]
+    return context.get(_LIFE) or _WORLD
+
+
+def _is_task_step(handle: asyncio.Handle) -> bool:
+    return isinstance(getattr(handle._callback, "__self__", None), asyncio.Task)  # type: ignore[attr-defined]
+
+
+def run(main: Callable[[SimLoop], Awaitable[T]], seed: int) -> T:
+    """Run ``main(loop)`` in a fresh world to its end."""
+    loop = SimLoop(seed)
+
+    async def entry() -> T:
+        return await main(loop)
+
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(entry())
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        asyncio.set_event_loop(None)
+        loop._ready.clear()  # type: ignore[attr-defined]
+        loop._scheduled.clear()  # type: ignore[attr-defined]
+        loop.close()
