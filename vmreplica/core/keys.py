@@ -57,6 +57,10 @@ class Keys:
         """Identity, trust group, placement and policy of one replica."""
         return self.replicas + replica_id
 
+    def definition(self, replica_id: str) -> str:
+        """The domain XML given at creation, until the first cycle brings one."""
+        return f"{self.root}definitions/{replica_id}"
+
     def replica_index(self, trust_group: str, vm_uuid: str) -> str:
         """Makes (trust group, vm_uuid) unique; value = replica_id."""
         return f"{self.root}replica-index/{trust_group}/{vm_uuid}"

@@ -50,13 +50,17 @@ class Definition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The newest acknowledged cycle; seq 0 = none yet."""
+    """The newest acknowledged cycle; seq 0 = none yet.
+
+    ``parent_digest`` is the digest of the cycle before it: a repeated open must name it.
+    """
 
     seq: int = 0
     cycle_id: bytes = b""
     digest: bytes = ZERO_DIGEST
     time_ms: int = 0
     definition: Definition = Definition()
+    parent_digest: bytes = ZERO_DIGEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,7 +100,8 @@ class ReplicaRecord:
     """replicas/ID. Changes when something is decided, never per cycle.
 
     ``folder_path`` is the absolute directory ``storage_location/FOLDER``; FOLDER ends with the
-    incarnation of the node chosen at creation and never changes.
+    incarnation of the node chosen at creation and never changes. ``established`` is set once the
+    first manifest is committed; from then on an empty directory is damage, not a beginning.
     """
 
     replica_id: str
@@ -119,6 +120,7 @@ class ReplicaRecord:
     removing: bool = False
     delete_data: bool = False
     test_failover: TestFailoverRecord = TestFailoverRecord()
+    established: bool = False
     op_id: str = ""
 
 

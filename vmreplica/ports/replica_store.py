@@ -187,6 +187,13 @@ class ReplicaFolder(Protocol):
         """Plain digest by cluster index of one disk's content at ``seq``."""
         ...
 
+    async def layer_digests(self, layer: Layer) -> Mapping[int, bytes]:
+        """Plain digest by cluster index of what one layer file holds.
+
+        :raises StorageFailed: damaged or missing.
+        """
+        ...
+
     def qemu_json(self, disk: Disk, chain: Sequence[str], overlay: str | None = None) -> str:
         """``json:{…}`` for plain qemu-img: the explicit chain with absolute paths."""
         ...
