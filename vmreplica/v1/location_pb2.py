@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bvmreplica/v1/location.proto\x12\x0cvmreplica.v1\"2\n\rLocateRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05relay\x18\x02 \x01(\x08\"w\n\x0eLocateResponse\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0bserver_name\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06ticket\x18\x06 \x01(\t2V\n\x0fLocationService\x12\x43\n\x06Locate\x12\x1b.vmreplica.v1.LocateRequest\x1a\x1c.vmreplica.v1.LocateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bvmreplica/v1/location.proto\x12\x0cvmreplica.v1\"2\n\rLocateRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05relay\x18\x02 \x01(\x08\"\x86\x01\n\x0eLocateResponse\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0bserver_name\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06ticket\x18\x06 \x01(\t\x12\r\n\x05route\x18\x07 \x01(\t2V\n\x0fLocationService\x12\x43\n\x06Locate\x12\x1b.vmreplica.v1.LocateRequest\x1a\x1c.vmreplica.v1.LocateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOCATEREQUEST']._serialized_start=45
   _globals['_LOCATEREQUEST']._serialized_end=95
-  _globals['_LOCATERESPONSE']._serialized_start=97
-  _globals['_LOCATERESPONSE']._serialized_end=216
-  _globals['_LOCATIONSERVICE']._serialized_start=218
-  _globals['_LOCATIONSERVICE']._serialized_end=304
+  _globals['_LOCATERESPONSE']._serialized_start=98
+  _globals['_LOCATERESPONSE']._serialized_end=232
+  _globals['_LOCATIONSERVICE']._serialized_start=234
+  _globals['_LOCATIONSERVICE']._serialized_end=320
 # @@protoc_insertion_point(module_scope)

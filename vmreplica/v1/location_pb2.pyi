@@ -13,17 +13,19 @@ class LocateRequest(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., relay: bool = ...) -> None: ...
 
 class LocateResponse(_message.Message):
-    __slots__ = ("replica_id", "node", "address", "server_name", "epoch", "ticket")
+    __slots__ = ("replica_id", "node", "address", "server_name", "epoch", "ticket", "route")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     SERVER_NAME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     node: str
     address: str
     server_name: str
     epoch: int
     ticket: str
-    def __init__(self, replica_id: _Optional[str] = ..., node: _Optional[str] = ..., address: _Optional[str] = ..., server_name: _Optional[str] = ..., epoch: _Optional[int] = ..., ticket: _Optional[str] = ...) -> None: ...
+    route: str
+    def __init__(self, replica_id: _Optional[str] = ..., node: _Optional[str] = ..., address: _Optional[str] = ..., server_name: _Optional[str] = ..., epoch: _Optional[int] = ..., ticket: _Optional[str] = ..., route: _Optional[str] = ...) -> None: ...

@@ -97,14 +97,16 @@ class ListPointsResponse(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[_types_pb2.Point, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateReplicaRequest(_message.Message):
-    __slots__ = ("replica_id", "policy", "domain_xml")
+    __slots__ = ("replica_id", "policy", "domain_xml", "update_fields")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_XML_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELDS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     policy: _types_pb2.Policy
     domain_xml: bytes
-    def __init__(self, replica_id: _Optional[str] = ..., policy: _Optional[_Union[_types_pb2.Policy, _Mapping]] = ..., domain_xml: _Optional[bytes] = ...) -> None: ...
+    update_fields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, replica_id: _Optional[str] = ..., policy: _Optional[_Union[_types_pb2.Policy, _Mapping]] = ..., domain_xml: _Optional[bytes] = ..., update_fields: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UpdateReplicaResponse(_message.Message):
     __slots__ = ("replica", "changed")

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from vmreplica.v1 import types_pb2 as vmreplica_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evmreplica/v1/replication.proto\x12\x0cvmreplica.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18vmreplica/v1/types.proto\"X\n\x18\x45nableReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\x12$\n\x06policy\x18\x03 \x01(\x0b\x32\x14.vmreplica.v1.Policy\"r\n\x19\x45nableReplicationResponse\x12.\n\x0breplication\x18\x01 \x01(\x0b\x32\x19.vmreplica.v1.Replication\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\x12\x14\n\x0coperation_id\x18\x03 \x01(\t\"L\n\x18UpdateReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12$\n\x06policy\x18\x02 \x01(\x0b\x32\x14.vmreplica.v1.Policy\"\\\n\x19UpdateReplicationResponse\x12.\n\x0breplication\x18\x01 \x01(\x0b\x32\x19.vmreplica.v1.Replication\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"M\n\x17StartReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"A\n\x18StartReplicationResponse\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"\'\n\x19SuspendReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"-\n\x1aSuspendReplicationResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\"^\n\x18ResumeReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x0e\n\x06resync\x18\x02 \x01(\x08\x12&\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x19ResumeReplicationResponse\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"&\n\x18RemoveReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\",\n\x19RemoveReplicationResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\"#\n\x15GetReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"H\n\x16GetReplicationResponse\x12.\n\x0breplication\x18\x01 \x01(\x0b\x32\x19.vmreplica.v1.Replication\"P\n\x17ListReplicationsRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x18ListReplicationsResponse\x12(\n\x05items\x18\x01 \x03(\x0b\x32\x19.vmreplica.v1.Replication\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"+\n\x1dStopInitialReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"1\n\x1eStopInitialReplicationResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\x32\xad\x07\n\x12ReplicationService\x12\x64\n\x11\x45nableReplication\x12&.vmreplica.v1.EnableReplicationRequest\x1a\'.vmreplica.v1.EnableReplicationResponse\x12\x61\n\x10StartReplication\x12%.vmreplica.v1.StartReplicationRequest\x1a&.vmreplica.v1.StartReplicationResponse\x12g\n\x12SuspendReplication\x12\'.vmreplica.v1.SuspendReplicationRequest\x1a(.vmreplica.v1.SuspendReplicationResponse\x12\x64\n\x11ResumeReplication\x12&.vmreplica.v1.ResumeReplicationRequest\x1a\'.vmreplica.v1.ResumeReplicationResponse\x12\x64\n\x11UpdateReplication\x12&.vmreplica.v1.UpdateReplicationRequest\x1a\'.vmreplica.v1.UpdateReplicationResponse\x12\x64\n\x11RemoveReplication\x12&.vmreplica.v1.RemoveReplicationRequest\x1a\'.vmreplica.v1.RemoveReplicationResponse\x12[\n\x0eGetReplication\x12#.vmreplica.v1.GetReplicationRequest\x1a$.vmreplica.v1.GetReplicationResponse\x12\x61\n\x10ListReplications\x12%.vmreplica.v1.ListReplicationsRequest\x1a&.vmreplica.v1.ListReplicationsResponse\x12s\n\x16StopInitialReplication\x12+.vmreplica.v1.StopInitialReplicationRequest\x1a,.vmreplica.v1.StopInitialReplicationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evmreplica/v1/replication.proto\x12\x0cvmreplica.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18vmreplica/v1/types.proto\"X\n\x18\x45nableReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\x12$\n\x06policy\x18\x03 \x01(\x0b\x32\x14.vmreplica.v1.Policy\"r\n\x19\x45nableReplicationResponse\x12.\n\x0breplication\x18\x01 \x01(\x0b\x32\x19.vmreplica.v1.Replication\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\x12\x14\n\x0coperation_id\x18\x03 \x01(\t\"c\n\x18UpdateReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12$\n\x06policy\x18\x02 \x01(\x0b\x32\x14.vmreplica.v1.Policy\x12\x15\n\rupdate_fields\x18\x03 \x03(\t\"\\\n\x19UpdateReplicationResponse\x12.\n\x0breplication\x18\x01 \x01(\x0b\x32\x19.vmreplica.v1.Replication\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"M\n\x17StartReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"A\n\x18StartReplicationResponse\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"\'\n\x19SuspendReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"-\n\x1aSuspendReplicationResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\"^\n\x18ResumeReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x0e\n\x06resync\x18\x02 \x01(\x08\x12&\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x19ResumeReplicationResponse\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"&\n\x18RemoveReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\",\n\x19RemoveReplicationResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\"#\n\x15GetReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"H\n\x16GetReplicationResponse\x12.\n\x0breplication\x18\x01 \x01(\x0b\x32\x19.vmreplica.v1.Replication\"P\n\x17ListReplicationsRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x18ListReplicationsResponse\x12(\n\x05items\x18\x01 \x03(\x0b\x32\x19.vmreplica.v1.Replication\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"+\n\x1dStopInitialReplicationRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"1\n\x1eStopInitialReplicationResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\x32\xad\x07\n\x12ReplicationService\x12\x64\n\x11\x45nableReplication\x12&.vmreplica.v1.EnableReplicationRequest\x1a\'.vmreplica.v1.EnableReplicationResponse\x12\x61\n\x10StartReplication\x12%.vmreplica.v1.StartReplicationRequest\x1a&.vmreplica.v1.StartReplicationResponse\x12g\n\x12SuspendReplication\x12\'.vmreplica.v1.SuspendReplicationRequest\x1a(.vmreplica.v1.SuspendReplicationResponse\x12\x64\n\x11ResumeReplication\x12&.vmreplica.v1.ResumeReplicationRequest\x1a\'.vmreplica.v1.ResumeReplicationResponse\x12\x64\n\x11UpdateReplication\x12&.vmreplica.v1.UpdateReplicationRequest\x1a\'.vmreplica.v1.UpdateReplicationResponse\x12\x64\n\x11RemoveReplication\x12&.vmreplica.v1.RemoveReplicationRequest\x1a\'.vmreplica.v1.RemoveReplicationResponse\x12[\n\x0eGetReplication\x12#.vmreplica.v1.GetReplicationRequest\x1a$.vmreplica.v1.GetReplicationResponse\x12\x61\n\x10ListReplications\x12%.vmreplica.v1.ListReplicationsRequest\x1a&.vmreplica.v1.ListReplicationsResponse\x12s\n\x16StopInitialReplication\x12+.vmreplica.v1.StopInitialReplicationRequest\x1a,.vmreplica.v1.StopInitialReplicationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,37 +38,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENABLEREPLICATIONRESPONSE']._serialized_start=197
   _globals['_ENABLEREPLICATIONRESPONSE']._serialized_end=311
   _globals['_UPDATEREPLICATIONREQUEST']._serialized_start=313
-  _globals['_UPDATEREPLICATIONREQUEST']._serialized_end=389
-  _globals['_UPDATEREPLICATIONRESPONSE']._serialized_start=391
-  _globals['_UPDATEREPLICATIONRESPONSE']._serialized_end=483
-  _globals['_STARTREPLICATIONREQUEST']._serialized_start=485
-  _globals['_STARTREPLICATIONREQUEST']._serialized_end=562
-  _globals['_STARTREPLICATIONRESPONSE']._serialized_start=564
-  _globals['_STARTREPLICATIONRESPONSE']._serialized_end=629
-  _globals['_SUSPENDREPLICATIONREQUEST']._serialized_start=631
-  _globals['_SUSPENDREPLICATIONREQUEST']._serialized_end=670
-  _globals['_SUSPENDREPLICATIONRESPONSE']._serialized_start=672
-  _globals['_SUSPENDREPLICATIONRESPONSE']._serialized_end=717
-  _globals['_RESUMEREPLICATIONREQUEST']._serialized_start=719
-  _globals['_RESUMEREPLICATIONREQUEST']._serialized_end=813
-  _globals['_RESUMEREPLICATIONRESPONSE']._serialized_start=815
-  _globals['_RESUMEREPLICATIONRESPONSE']._serialized_end=881
-  _globals['_REMOVEREPLICATIONREQUEST']._serialized_start=883
-  _globals['_REMOVEREPLICATIONREQUEST']._serialized_end=921
-  _globals['_REMOVEREPLICATIONRESPONSE']._serialized_start=923
-  _globals['_REMOVEREPLICATIONRESPONSE']._serialized_end=967
-  _globals['_GETREPLICATIONREQUEST']._serialized_start=969
-  _globals['_GETREPLICATIONREQUEST']._serialized_end=1004
-  _globals['_GETREPLICATIONRESPONSE']._serialized_start=1006
-  _globals['_GETREPLICATIONRESPONSE']._serialized_end=1078
-  _globals['_LISTREPLICATIONSREQUEST']._serialized_start=1080
-  _globals['_LISTREPLICATIONSREQUEST']._serialized_end=1160
-  _globals['_LISTREPLICATIONSRESPONSE']._serialized_start=1162
-  _globals['_LISTREPLICATIONSRESPONSE']._serialized_end=1255
-  _globals['_STOPINITIALREPLICATIONREQUEST']._serialized_start=1257
-  _globals['_STOPINITIALREPLICATIONREQUEST']._serialized_end=1300
-  _globals['_STOPINITIALREPLICATIONRESPONSE']._serialized_start=1302
-  _globals['_STOPINITIALREPLICATIONRESPONSE']._serialized_end=1351
-  _globals['_REPLICATIONSERVICE']._serialized_start=1354
-  _globals['_REPLICATIONSERVICE']._serialized_end=2295
+  _globals['_UPDATEREPLICATIONREQUEST']._serialized_end=412
+  _globals['_UPDATEREPLICATIONRESPONSE']._serialized_start=414
+  _globals['_UPDATEREPLICATIONRESPONSE']._serialized_end=506
+  _globals['_STARTREPLICATIONREQUEST']._serialized_start=508
+  _globals['_STARTREPLICATIONREQUEST']._serialized_end=585
+  _globals['_STARTREPLICATIONRESPONSE']._serialized_start=587
+  _globals['_STARTREPLICATIONRESPONSE']._serialized_end=652
+  _globals['_SUSPENDREPLICATIONREQUEST']._serialized_start=654
+  _globals['_SUSPENDREPLICATIONREQUEST']._serialized_end=693
+  _globals['_SUSPENDREPLICATIONRESPONSE']._serialized_start=695
+  _globals['_SUSPENDREPLICATIONRESPONSE']._serialized_end=740
+  _globals['_RESUMEREPLICATIONREQUEST']._serialized_start=742
+  _globals['_RESUMEREPLICATIONREQUEST']._serialized_end=836
+  _globals['_RESUMEREPLICATIONRESPONSE']._serialized_start=838
+  _globals['_RESUMEREPLICATIONRESPONSE']._serialized_end=904
+  _globals['_REMOVEREPLICATIONREQUEST']._serialized_start=906
+  _globals['_REMOVEREPLICATIONREQUEST']._serialized_end=944
+  _globals['_REMOVEREPLICATIONRESPONSE']._serialized_start=946
+  _globals['_REMOVEREPLICATIONRESPONSE']._serialized_end=990
+  _globals['_GETREPLICATIONREQUEST']._serialized_start=992
+  _globals['_GETREPLICATIONREQUEST']._serialized_end=1027
+  _globals['_GETREPLICATIONRESPONSE']._serialized_start=1029
+  _globals['_GETREPLICATIONRESPONSE']._serialized_end=1101
+  _globals['_LISTREPLICATIONSREQUEST']._serialized_start=1103
+  _globals['_LISTREPLICATIONSREQUEST']._serialized_end=1183
+  _globals['_LISTREPLICATIONSRESPONSE']._serialized_start=1185
+  _globals['_LISTREPLICATIONSRESPONSE']._serialized_end=1278
+  _globals['_STOPINITIALREPLICATIONREQUEST']._serialized_start=1280
+  _globals['_STOPINITIALREPLICATIONREQUEST']._serialized_end=1323
+  _globals['_STOPINITIALREPLICATIONRESPONSE']._serialized_start=1325
+  _globals['_STOPINITIALREPLICATIONRESPONSE']._serialized_end=1374
+  _globals['_REPLICATIONSERVICE']._serialized_start=1377
+  _globals['_REPLICATIONSERVICE']._serialized_end=2318
 # @@protoc_insertion_point(module_scope)

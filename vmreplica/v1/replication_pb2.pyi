@@ -28,12 +28,14 @@ class EnableReplicationResponse(_message.Message):
     def __init__(self, replication: _Optional[_Union[_types_pb2.Replication, _Mapping]] = ..., changed: bool = ..., operation_id: _Optional[str] = ...) -> None: ...
 
 class UpdateReplicationRequest(_message.Message):
-    __slots__ = ("vm", "policy")
+    __slots__ = ("vm", "policy", "update_fields")
     VM_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELDS_FIELD_NUMBER: _ClassVar[int]
     vm: str
     policy: _types_pb2.Policy
-    def __init__(self, vm: _Optional[str] = ..., policy: _Optional[_Union[_types_pb2.Policy, _Mapping]] = ...) -> None: ...
+    update_fields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, vm: _Optional[str] = ..., policy: _Optional[_Union[_types_pb2.Policy, _Mapping]] = ..., update_fields: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UpdateReplicationResponse(_message.Message):
     __slots__ = ("replication", "changed")

@@ -204,7 +204,7 @@ class Replica(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., vm_uuid: _Optional[str] = ..., vm_name: _Optional[str] = ..., owner: _Optional[str] = ..., epoch: _Optional[int] = ..., trust_group: _Optional[str] = ..., state: _Optional[_Union[ReplicationState, str]] = ..., acked_seq: _Optional[int] = ..., acked_digest: _Optional[bytes] = ..., disks: _Optional[_Iterable[_Union[Disk, _Mapping]]] = ..., storage_path: _Optional[str] = ..., acked_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., domain_name: _Optional[str] = ..., primary_access_point: _Optional[str] = ..., placement_reasons: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., point_count: _Optional[int] = ..., health: _Optional[_Union[Health, str]] = ..., acked_cycle_id: _Optional[bytes] = ..., test_failover: _Optional[_Union[TestFailover, _Mapping]] = ..., placement_node: _Optional[str] = ..., folder: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., replica_access_point: _Optional[str] = ...) -> None: ...
 
 class Replication(_message.Message):
-    __slots__ = ("replica_id", "vm_uuid", "vm_name", "mode", "state", "health", "health_reasons", "primary_access_point", "primary_node", "replica_access_point", "replica_node", "epoch", "policy", "acked_seq", "acked_time", "pending_bytes", "initial_done_bytes", "initial_total_bytes", "last_cycle", "trust_group", "last_problem")
+    __slots__ = ("replica_id", "vm_uuid", "vm_name", "mode", "state", "health", "health_reasons", "primary_access_point", "primary_node", "replica_access_point", "replica_node", "epoch", "policy", "acked_seq", "acked_time", "pending_bytes", "initial_done_bytes", "initial_total_bytes", "last_cycle", "trust_group", "last_problem", "disks")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     VM_UUID_FIELD_NUMBER: _ClassVar[int]
     VM_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -226,6 +226,7 @@ class Replication(_message.Message):
     LAST_CYCLE_FIELD_NUMBER: _ClassVar[int]
     TRUST_GROUP_FIELD_NUMBER: _ClassVar[int]
     LAST_PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    DISKS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     vm_uuid: str
     vm_name: str
@@ -247,7 +248,8 @@ class Replication(_message.Message):
     last_cycle: CycleSummary
     trust_group: str
     last_problem: str
-    def __init__(self, replica_id: _Optional[str] = ..., vm_uuid: _Optional[str] = ..., vm_name: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., state: _Optional[_Union[ReplicationState, str]] = ..., health: _Optional[_Union[Health, str]] = ..., health_reasons: _Optional[_Iterable[str]] = ..., primary_access_point: _Optional[str] = ..., primary_node: _Optional[str] = ..., replica_access_point: _Optional[str] = ..., replica_node: _Optional[str] = ..., epoch: _Optional[int] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., acked_seq: _Optional[int] = ..., acked_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., pending_bytes: _Optional[int] = ..., initial_done_bytes: _Optional[int] = ..., initial_total_bytes: _Optional[int] = ..., last_cycle: _Optional[_Union[CycleSummary, _Mapping]] = ..., trust_group: _Optional[str] = ..., last_problem: _Optional[str] = ...) -> None: ...
+    disks: _containers.RepeatedCompositeFieldContainer[Disk]
+    def __init__(self, replica_id: _Optional[str] = ..., vm_uuid: _Optional[str] = ..., vm_name: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., state: _Optional[_Union[ReplicationState, str]] = ..., health: _Optional[_Union[Health, str]] = ..., health_reasons: _Optional[_Iterable[str]] = ..., primary_access_point: _Optional[str] = ..., primary_node: _Optional[str] = ..., replica_access_point: _Optional[str] = ..., replica_node: _Optional[str] = ..., epoch: _Optional[int] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., acked_seq: _Optional[int] = ..., acked_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., pending_bytes: _Optional[int] = ..., initial_done_bytes: _Optional[int] = ..., initial_total_bytes: _Optional[int] = ..., last_cycle: _Optional[_Union[CycleSummary, _Mapping]] = ..., trust_group: _Optional[str] = ..., last_problem: _Optional[str] = ..., disks: _Optional[_Iterable[_Union[Disk, _Mapping]]] = ...) -> None: ...
 
 class CycleSummary(_message.Message):
     __slots__ = ("seq", "kind", "begin_time", "acked_time", "changed_bytes", "wire_bytes", "latency_ms")
