@@ -1,0 +1,1 @@
+"""One file per noun; each is loaded only when its noun is used."""
