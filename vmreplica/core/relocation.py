@@ -14,8 +14,8 @@ from vmreplica.core.placement import NodeLoad, PlacementRequest, compatible, loc
 from vmreplica.core.records import DrainState, OwnerRecord
 
 MAX_REPLICAS_PER_TRANSACTION = 120
-MAX_GUARDS_PER_TRANSACTION = 127
-"""The store takes 128 of each; one guard is the leader's key, one write the op id."""
+MAX_GUARDS_PER_TRANSACTION = 125
+"""The store takes 128 of each; one is the leader's key, two prove what became of the write."""
 
 
 class Cause(StrEnum):
@@ -164,7 +164,7 @@ def plan(
 
 
 def batches(moves: Sequence[Move]) -> list[tuple[Move, ...]]:
-    """Cut into transactions: at most 120 replicas and 127 guards each, order kept."""
+    """Cut into transactions: at most 120 replicas and 125 guards each, order kept."""
     done: list[tuple[Move, ...]] = []
     current: list[Move] = []
     for move in moves:
