@@ -73,7 +73,7 @@ class Client:
             request_serializer=type(request).SerializeToString,
             response_deserializer=response.FromString,
         )
-        messages = call(request, timeout=timeout_s)
+        messages: Any = call(request, timeout=timeout_s)
         try:
             yield from messages
         except grpc.RpcError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 from vmreplica.adapters.certificates import Check
 
@@ -61,8 +62,8 @@ def _handshake(context: ssl.SSLContext, plain: socket.socket, host: str) -> list
     rows: list[Check] = []
     try:
         with context.wrap_socket(plain, server_hostname=host) as secure:
-            names = [value for _, value in (secure.getpeercert() or {}).get("subjectAltName", ())]
-            detail = f"{secure.version()}; it shows {', '.join(str(name) for name in names)}."
+            shown: Any = (secure.getpeercert() or {}).get("subjectAltName", ())
+            detail = f"{secure.version()}; it shows {', '.join(str(name[1]) for name in shown)}."
             rows.append(Check("server's certificate", ok=True, detail=detail))
             secure.sendall(_PREFACE)
             answered = bool(secure.recv(9))

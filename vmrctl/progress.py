@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from vmrctl.output import plain
 from vmrctl.values import shown_bytes
@@ -113,7 +113,7 @@ class Bar:
         """Move the bar."""
         if self._progress is None:
             return
-        fields = {"amount": amount(step), "text": plain(step.text)}
+        fields: dict[str, Any] = {"amount": amount(step), "text": plain(step.text)}
         total = step.total or None
         if self._task is None:
             self._task = self._progress.add_task(self._title, total=total, **fields)

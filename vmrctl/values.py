@@ -51,7 +51,7 @@ def time_ms(text: str) -> int:
     return round((moment - datetime.fromtimestamp(0, UTC)).total_seconds() * 1000)
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[int]):
     """A duration; the value is milliseconds."""
 
     name = "duration"
@@ -61,7 +61,7 @@ class Duration(click.ParamType):
         return _converted(self, duration_ms, value, param, ctx)
 
 
-class Rate(click.ParamType):
+class Rate(click.ParamType[int]):
     """A rate; the value is bytes a second."""
 
     name = "rate"
@@ -71,7 +71,7 @@ class Rate(click.ParamType):
         return _converted(self, bytes_per_s, value, param, ctx)
 
 
-class Time(click.ParamType):
+class Time(click.ParamType[int]):
     """An RFC 3339 time; the value is milliseconds since 1970 UTC."""
 
     name = "time"
@@ -82,7 +82,7 @@ class Time(click.ParamType):
 
 
 def _converted(
-    kind: click.ParamType,
+    kind: click.ParamType[int],
     parse: Any,
     value: Any,
     param: click.Parameter | None,

@@ -20,7 +20,7 @@ from vmrctl.values import TIME
 from vmrctl.verbs import Verb, with_session
 from vmrctl.views import view_of
 from vmreplica.v1 import event_pb2 as wire
-from vmreplica.wire.times import milliseconds, timestamp
+from vmreplica.wire.times import milliseconds
 
 EVENT = view_of(
     wire.WatchEventsResponse,
@@ -43,10 +43,10 @@ def show_events(
     """
     request = wire.WatchEventsRequest(vm=vm, name_glob=name_glob, follow=follow)
     if since_ms:
-        request.since.CopyFrom(timestamp(since_ms))
+        request.since.FromMilliseconds(since_ms)
     if follow:
         for event in _followed(session, request):
-            session.write(_line(output.Shape(shape(event)), session.options.output))
+            session.write(_line(shape(event), session.options.output))
         return
     events = session.client.stream(
         "EventService/WatchEvents", request, wire.WatchEventsResponse, timeout_s=60.0

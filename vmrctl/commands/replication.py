@@ -20,7 +20,6 @@ from vmrctl.waiting import wait_for
 from vmreplica.v1 import replication_pb2 as wire
 from vmreplica.v1 import types_pb2 as types
 from vmreplica.wire.enums import spellings
-from vmreplica.wire.times import timestamp
 
 command = Noun("replication", help="Protect virtual machines that run on this side.")
 vm_argument = click.argument("vm", metavar="VM", shell_complete=complete_replications)
@@ -237,7 +236,7 @@ def show(session: Session, vm: str) -> None:
 def _start(session: Session, vm: str, at_ms: int | None) -> wire.StartReplicationResponse:
     request = wire.StartReplicationRequest(vm=vm)
     if at_ms is not None:
-        request.at.CopyFrom(timestamp(at_ms))
+        request.at.FromMilliseconds(at_ms)
     return session.client.write(
         "ReplicationService/StartReplication", request, wire.StartReplicationResponse
     )
@@ -263,7 +262,7 @@ def _policy(given: dict[str, Any]) -> tuple[types.Policy, list[str]]:
         "folder": given.get("folder"),
         "bandwidth_limit_bytes_per_s": given.get("bandwidth"),
     }
-    named = {key: value for key, value in values.items() if value is not None}
+    named: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
     return types.Policy(**named), list(named)
 
 
