@@ -173,6 +173,7 @@ class ReplicationRecord:
     autostart: bool = False
     last_problem: str = ""
     suspended_from: str = ""
+    operation_id: str = ""
     op_id: str = ""
 
 

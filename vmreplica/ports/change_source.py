@@ -59,6 +59,11 @@ class BackupJob(Protocol):
         ...
 
     @property
+    def cluster_counts(self) -> tuple[int, ...]:
+        """Clusters of each disk in the whole cycle, in the order of the request's disks."""
+        ...
+
+    @property
     def total_bytes(self) -> int:
         """Plain bytes of all clusters to send, for progress (zero clusters count nothing)."""
         ...
