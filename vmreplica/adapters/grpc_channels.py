@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from vmreplica.adapters import tls
 from vmreplica.adapters.grpc_options import channel_options
@@ -213,6 +214,36 @@ def details_of(error: grpc.aio.AioRpcError) -> Problem | None:
         if name == DETAILS_KEY and isinstance(value, bytes):
             return problem_from_details(value)
     return None
+
+
+async def write_raw(call: Any, message: bytes) -> None:
+    """Send one message on a stream; waits while the transport is full.
+
+    grpc.aio's own ``write`` replaces the status of a call that the server has just ended by an
+    internal error of its own, and the server's words are lost. So the layer below is asked, and
+    the true status is waited for.
+
+    :raises grpc.aio.AioRpcError: the call has ended, perhaps with OK.
+    """
+    await call.wait_for_connection()
+    try:
+        await call._cython_call.send_serialized_message(message)  # noqa: SLF001 - see above
+    except cygrpc.InternalError as error:
+        raise await error_of(call) from error
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+
+
+async def error_of(call: Any) -> grpc.aio.AioRpcError:
+    """The status of a stream that has ended, as the exception that unary calls raise."""
+    return grpc.aio.AioRpcError(
+        await call.code(),
+        grpc.aio.Metadata(),
+        await call.trailing_metadata(),
+        details=await call.details(),
+        debug_error_string=None,
+    )
 
 
 def problem_of_rpc(error: grpc.aio.AioRpcError, address: str) -> Problem:

@@ -42,7 +42,8 @@ from vmreplica.wire.problem_status import DETAILS_KEY, problem_of, to_details
 
 _log = logging.getLogger(__name__)
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler = Any
+"""A grpc.RpcMethodHandler; its type arguments exist in the stubs alone."""
 _aio: Any = grpc.aio
 RawHandler = Callable[[Call, RawStream], Awaitable[None]]
 
@@ -175,13 +176,13 @@ class HandlerFactory:
     async def _abort(self, context: Any, call: Call | None, error: Exception) -> NoReturn:
         trailers = self._trailers_of(call)
         if isinstance(error, Refusal):
-            await context.abort(error.code, error.message, trailers)
+            await context.abort(error.code, error.message, tuple(trailers))
         problem = problem_of(error)
         if problem.reason is Reason.INTERNAL and problem is not error:
             _log.error("a call from %s failed", context.peer(), exc_info=error)
         details: list[tuple[str, str | bytes]] = [(DETAILS_KEY, to_details(problem))]
         code = grpc.StatusCode[problem.grpc_code]
-        await context.abort(code, problem.message[:1_024], [*trailers, *details])
+        await context.abort(code, problem.message[:1_024], (*trailers, *details))
         raise AssertionError("abort returned")
 
     def _close(self, context: Any, call: Call) -> None:

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
-
-# TLS 1.3 only. gRPC's Python face cannot set a least version, but lets this variable choose the
-# cipher suites of TLS 1.2 and below; with only a pre-shared-key suite, for which we never give a
-# key, no handshake below 1.3 can succeed (1.3 has suites of its own). Read when credentials are
-# made, so it must stand before the first of them.
-os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-PSK-AES256-CBC-SHA")
 
 MAX_MESSAGE_BYTES = 4 << 20
 """A frame's payload is at most 1 MiB, a close holds two states of at most 1 MiB each."""
