@@ -183,16 +183,14 @@ class Inventory:
         """How many replicas the cluster keeps."""
         return len(self._replicas)
 
+    def matching(self, vm: str) -> list[ReplicaRecord]:
+        """Every replica that a name, vm_uuid or replica_id fits."""
+        ids = {vm, *self._by_uuid.get(vm, ()), *self._by_name.get(vm, ())}
+        return [record for i in ids if (record := self._replicas.get(i)) is not None]
+
     def find(self, vm: str) -> ReplicaRecord | None:
         """By name, vm_uuid or replica_id. :raises Problem: AMBIGUOUS_NAME"""
-        ids = {vm, *self._by_uuid.get(vm, ()), *self._by_name.get(vm, ())}
-        named = [
-            Named(r.replica_id, r.vm_uuid, r.vm_name)
-            for i in ids
-            if (r := self._replicas.get(i)) is not None
-        ]
-        found = pick(vm, named)
-        return self._replicas[found.replica_id] if found else None
+        return pick_replica(vm, self.matching(vm))
 
     def replica_of(self, trust_group: str, vm_uuid: str) -> ReplicaRecord | None:
         """The one replica of a VM in a trust group."""
@@ -440,6 +438,13 @@ class Inventory:
             running_vms=record.running_vms,
             memory_free_bytes=record.memory_free_bytes,
         )
+
+
+def pick_replica(vm: str, records: Iterable[ReplicaRecord]) -> ReplicaRecord | None:
+    """The one meant by ``vm``. :raises Problem: AMBIGUOUS_NAME"""
+    by_id = {r.replica_id: r for r in records}
+    found = pick(vm, [Named(r.replica_id, r.vm_uuid, r.vm_name) for r in by_id.values()])
+    return by_id[found.replica_id] if found else None
 
 
 def _interned(record: ReplicaRecord) -> ReplicaRecord:

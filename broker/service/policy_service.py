@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from broker.service.admission import check_definition, check_frequency, check_recovery_points
@@ -12,6 +13,7 @@ from vmreplica.core.records import PolicyRecord, ReplicaRecord, parse, render
 from vmreplica.ports.cluster_store import Operation, Put, unchanged
 
 _RACES = 5
+PolicyChange = Callable[[PolicyRecord], PolicyRecord]
 
 
 class PolicyService:
@@ -21,18 +23,15 @@ class PolicyService:
         self._context = context
 
     async def update(
-        self, replica_id: str, policy: PolicyRecord | None, domain_xml: bytes
+        self, replica_id: str, change: PolicyChange | None, domain_xml: bytes
     ) -> tuple[ReplicaRecord, bool]:
-        """The record in force and whether it changed.
+        """The record in force and whether anything changed.
 
-        :param policy: None or zero values = as it is.
+        :param change: from the policy in force to the wanted one; may raise Problem.
         :param domain_xml: empty = as it is.
         :raises Problem: NO_LEADER, BAD_FIELD, UNKNOWN_REPLICA, UNIMPLEMENTED.
         :raises StoreUnavailable, OutcomeUnknown:
         """
-        if policy is not None:
-            check_frequency(policy.frequency_ms)
-            check_recovery_points(policy.recovery_points)
         check_definition(domain_xml)
         context = self._context
         key = context.keys.replica(replica_id)
@@ -42,7 +41,8 @@ class PolicyService:
             if kv is None:
                 raise unknown_replica(replica_id)
             record = parse(ReplicaRecord, kv.value)
-            wanted = replace(record, policy=_merged(record.policy, policy))
+            policy = _checked(record.policy, change(record.policy)) if change else record.policy
+            wanted = replace(record, policy=policy)
             operations: list[Operation] = []
             if wanted != record:
                 operations.append(Put(key, render(wanted)))
@@ -58,16 +58,15 @@ class PolicyService:
         )
 
 
-def _merged(old: PolicyRecord, new: PolicyRecord | None) -> PolicyRecord:
-    if new is None:
-        return old
-    return replace(
-        old,
-        frequency_ms=new.frequency_ms or old.frequency_ms,
-        compression=new.compression or old.compression,
-        route=new.route or old.route,
-        disks=new.disks or old.disks,
-        recovery_points=new.recovery_points or old.recovery_points,
-        bandwidth_limit_bytes_per_s=new.bandwidth_limit_bytes_per_s
-        or old.bandwidth_limit_bytes_per_s,
-    )
+def _checked(old: PolicyRecord, new: PolicyRecord) -> PolicyRecord:
+    check_frequency(new.frequency_ms)
+    check_recovery_points(new.recovery_points)
+    if new.folder != old.folder:
+        raise Problem(
+            Reason.BAD_FIELD,
+            "The folder of a replica stays what it was at its creation.",
+            field="folder",
+            value=new.folder,
+            remedy="Leave it out.",
+        )
+    return replace(new, frequency_ms=new.frequency_ms or old.frequency_ms)

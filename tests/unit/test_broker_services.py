@@ -336,7 +336,7 @@ def test_equal_requests_at_once_make_one_replica_and_names_stay_unique() -> None
         await world.node("n1")
         broker = world.broker("b1")
         await world.leader()
-        await world.until(lambda: broker.services.inventory.live_nodes())
+        await world.until(broker.services.inventory.live_nodes)
         made = await asyncio.gather(*(world.admit(broker, n % 4, "same") for n in range(12)))
         assert len({r.replica_id for r in made}) == 4
         assert len({r.domain_name for r in made}) == 4
@@ -358,7 +358,7 @@ def test_admission_refuses(change: dict[str, str], reason: Reason) -> None:
         await world.node("n1")
         broker = world.broker("b1")
         await world.leader()
-        await world.until(lambda: broker.services.inventory.live_nodes())
+        await world.until(broker.services.inventory.live_nodes)
         with pytest.raises(Problem) as refused:
             await world.admit(broker, 1)
         assert refused.value.reason is reason
@@ -399,7 +399,7 @@ def test_replicas_of_a_dead_node_are_spread_over_the_others() -> None:
         broker = world.broker("b1")
         await world.leader()
         await world.node("n1")
-        await world.until(lambda: broker.services.inventory.live_nodes())
+        await world.until(broker.services.inventory.live_nodes)
         ids = [(await world.admit(broker, n)).replica_id for n in range(30)]
         await world.node("n2")
         await world.node("n3")
@@ -469,7 +469,7 @@ def test_a_stalled_node_loses_its_replicas_though_it_lives() -> None:
         broker = world.broker("b1")
         await world.leader()
         await world.node("n1")
-        await world.until(lambda: broker.services.inventory.live_nodes())
+        await world.until(broker.services.inventory.live_nodes)
         made = await world.admit(broker, 1)
         await world.node("n2")
         kv = world.server.state.live[KEYS.node("n1", "i1")]
@@ -498,7 +498,7 @@ def test_a_drained_node_ends_empty_across_a_change_of_leader() -> None:
         broker = world.broker("b1")
         await world.leader()
         await world.node("n1")
-        await world.until(lambda: broker.services.inventory.live_nodes())
+        await world.until(broker.services.inventory.live_nodes)
         for n in range(4):
             await world.admit(broker, n)
         with pytest.raises(Problem) as refused:
@@ -550,7 +550,7 @@ def test_removal_is_told_to_the_owner_and_ends_when_the_record_is_gone() -> None
         broker = world.broker("b1")
         await world.leader()
         await world.node("n1")
-        await world.until(lambda: broker.services.inventory.live_nodes())
+        await world.until(broker.services.inventory.live_nodes)
         made = await world.admit(broker, 1)
         operation_id = await broker.services.remover.remove(made.replica_id, delete_data=True)
         again = await broker.services.remover.remove(made.replica_id, delete_data=False)
@@ -576,7 +576,7 @@ def test_without_an_owner_only_the_records_go() -> None:
         broker = world.broker("b1")
         await world.leader()
         await world.node("n1")
-        await world.until(lambda: broker.services.inventory.live_nodes())
+        await world.until(broker.services.inventory.live_nodes)
         made = await world.admit(broker, 1)
         world.kill_node("n1")
         await world.until(lambda: not broker.services.inventory.live_nodes())
@@ -610,7 +610,7 @@ def test_locate_tells_the_owner_or_why_not() -> None:
         broker = world.broker("b1")
         await world.leader()
         await world.node("n1")
-        await world.until(lambda: broker.services.inventory.live_nodes())
+        await world.until(broker.services.inventory.live_nodes)
         made = await world.admit(broker, 1)
         standby = world.broker("b2")
         await standby.services.inventory.ready()
@@ -638,7 +638,7 @@ def test_a_name_that_fits_two_is_ambiguous() -> None:
         broker = world.broker("b1")
         await world.leader()
         await world.node("n1")
-        await world.until(lambda: broker.services.inventory.live_nodes())
+        await world.until(broker.services.inventory.live_nodes)
         one, two = await world.admit(broker, 1, "web"), await world.admit(broker, 2, "web")
         inventory = broker.services.inventory
         with pytest.raises(Problem) as refused:

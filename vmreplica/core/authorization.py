@@ -148,14 +148,14 @@ def _on_existing(
     matching: list[AuthorizationRecord],
     replica: ReplicaRecord,
 ) -> Grant | Problem:
-    groups = {e.trust_group for e in matching}
-    if len(groups) > 1:
-        # Said only about groups the sender's own names are in, so nothing of others shows.
-        return _two_groups(groups)
+    entry_groups = {e.trust_group for e in matching}
+    groups = set(entry_groups)
     if settings.any_server:
         groups |= {f"{DEFAULT_GROUP}/{name}" for name in own}
     if replica.trust_group not in groups:
         return unknown_replica(replica.replica_id)
+    if len(entry_groups) > 1:
+        return _two_groups(entry_groups)
     return Grant(replica.trust_group, replica.storage_location)
 
 
