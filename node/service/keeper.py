@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from node.service.replica_actor import ReplicaActor, Session, draining
 from node.service.replica_parts import ReplicaParts
@@ -29,6 +29,8 @@ class Keeper:
         self.records = ReplicaRecords(parts)
         self.draining = False
         """The node gives its replicas up: new cycles are refused."""
+        self.on_commit: list[Callable[[ReplicaActor], None]] = []
+        """Called after every commit of a replica's task."""
         self._actors: dict[str, ReplicaActor] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._dirty: set[str] = set()
@@ -157,9 +159,14 @@ class Keeper:
 
     def _start(self, record: ReplicaRecord, epoch: int) -> None:
         actor = ReplicaActor(self._parts, self.records, record, epoch)
+        actor.committed = lambda: self._committed(actor)
         self._actors[record.replica_id] = actor
         task = asyncio.ensure_future(self._run_actor(actor))
         self._tasks[record.replica_id] = task
+
+    def _committed(self, actor: ReplicaActor) -> None:
+        for callback in self.on_commit:
+            callback(actor)
 
     async def _run_actor(self, actor: ReplicaActor) -> None:
         after = asyncio.ensure_future(self._after_takeover(actor))

@@ -83,6 +83,7 @@ class ReplicaActor:
         self.idle.set()
         self.cut_stream: Callable[[Problem], None] = _no_stream
         """Ends the open stream with this problem; the receiver sets it."""
+        self.committed: Callable[[], None] = _nothing
         self.raising = False
         self.removal_begun = False
         self._background: set[asyncio.Task[None]] = set()
@@ -133,6 +134,7 @@ class ReplicaActor:
         to_commit = _with_number_of(manifest, following, policy)
         await session.folder.commit(to_commit)
         session.manifest = to_commit
+        self.committed()
         return to_commit
 
     def check_deadline(self) -> None:
@@ -362,6 +364,10 @@ class ReplicaActor:
             await self.commit(session, tombstoned(session.manifest))
         self.check_deadline()
         await session.folder.remove_all()
+
+
+def _nothing() -> None:
+    """Nobody listens."""
 
 
 def _no_stream(_: Problem) -> None:
