@@ -16,11 +16,14 @@ from vmrctl.errors import (
     EXIT_PIPE_CLOSED,
     EXIT_USAGE,
     Failure,
+    of_problem,
     rendered,
     usage,
 )
 from vmrctl.output import FORMATS
+from vmrctl.session import ReaderGone
 from vmrctl.verbs import Root
+from vmreplica.core.problems import Problem
 
 NOUNS = {
     "replication": "Protect virtual machines that run on this side.",
@@ -56,9 +59,11 @@ def run(args: Sequence[str]) -> int:
         return _ended(_of_usage(error), args)
     except Failure as failure:
         return _ended(failure, args)
+    except Problem as problem:
+        return _ended(of_problem(problem), args)
     except (click.Abort, KeyboardInterrupt):
         return _interrupted()
-    except BrokenPipeError:
+    except ReaderGone:
         # Whoever read us has gone; the interpreter must not complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE_CLOSED
@@ -72,7 +77,10 @@ def _of_usage(error: click.UsageError) -> Failure:
     param = getattr(error, "param", None)
     option = getattr(error, "option_name", None)
     field = option or (param.get_error_hint(error.ctx).strip("'") if param is not None else "")
-    return usage(error.format_message(), field=field, remedy=f"{path} --help")
+    message = error.format_message()
+    return usage(
+        message if message.endswith(".") else f"{message}.", field=field, remedy=f"{path} --help"
+    )
 
 
 def _ended(failure: Failure, args: Sequence[str]) -> int:

@@ -36,6 +36,10 @@ class Options:
     quiet: bool = False
 
 
+class ReaderGone(Exception):
+    """Whoever read our output has closed the pipe: nothing is left to do."""
+
+
 class Session:
     """What a verb works with."""
 
@@ -81,9 +85,12 @@ class Session:
         self.write(output.single(view, shape, self.options.output))
 
     def write(self, text: str) -> None:
-        """Print to standard output as it is."""
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        """Print to standard output as it is. :raises ReaderGone:"""
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            raise ReaderGone from error
 
     def progress(self, title: str) -> Progress:
         """Something to show progress with, fit for this terminal and these options."""

@@ -32,6 +32,8 @@ EVENT = view_of(
     Column("MESSAGE", "message"),
 )
 AGAIN_AFTER_S = 1.0
+OVERLAP_MS = 60_000
+REMEMBERED = 10_000
 
 
 def show_events(
@@ -58,8 +60,12 @@ def show_events(
 def _followed(
     session: Session, request: wire.WatchEventsRequest
 ) -> Iterator[wire.WatchEventsResponse]:
-    """Events without end: a stream that breaks is opened again where it stood."""
-    seen: set[str] = set()
+    """Events without end: a stream that breaks is opened again a little before where it stood.
+
+    Clocks of nodes differ, so what was seen is known by id, not by time.
+    """
+    seen: dict[str, None] = {}
+    newest_ms = 0
     while True:
         try:
             for event in session.client.stream(
@@ -67,14 +73,16 @@ def _followed(
             ):
                 if event.event_id in seen or not _fits(event, request.name_glob):
                     continue
-                if milliseconds(event.time) > milliseconds(request.since):
-                    request.since.CopyFrom(event.time)
-                    seen.clear()
-                seen.add(event.event_id)
+                seen[event.event_id] = None
+                if len(seen) > REMEMBERED:
+                    del seen[next(iter(seen))]
+                newest_ms = max(newest_ms, milliseconds(event.time))
                 yield event
         except Failure as failure:
-            if failure.grpc_code != "UNAVAILABLE" or not request.HasField("since"):
+            if failure.grpc_code != "UNAVAILABLE" or not newest_ms:
                 raise
+        if newest_ms:
+            request.since.FromMilliseconds(max(newest_ms - OVERLAP_MS, 1))
         time.sleep(AGAIN_AFTER_S)
 
 
