@@ -63,11 +63,13 @@ class PartKey:
 class LayerWriter(Protocol):
     """Writes one disk's share of one cycle as an append-only qcow2 layer."""
 
-    async def append(self, frame: Frame) -> None:
+    async def append(self, frame: Frame, number: int = -1) -> None:
         """Check and append one frame of this disk.
 
-        :raises Problem: BAD_COMPRESSION, DIGEST_MISMATCH, CLUSTER_OUT_OF_RANGE, BAD_FIELD; the
-            part is left as it was before the frame.
+        :param number: the frame's number in its cycle, all disks together. A part whose frames
+            came without number cannot be resumed by another writer.
+        :raises Problem: BAD_COMPRESSION, DIGEST_MISMATCH, CLUSTER_OUT_OF_RANGE, BAD_FIELD,
+            FRAME_TOO_LARGE; the part is left as it was before the frame.
         :raises StorageFailed:
         """
         ...
@@ -144,8 +146,14 @@ class ReplicaFolder(Protocol):
         """A writer for this part; with ``resume`` an existing durable part is continued."""
         ...
 
-    async def resumable_frames(self, cycle_id: bytes, epoch: int, disks: Sequence[Disk]) -> int:
-        """Frames of this (cycle id, epoch) whose parts are durable in this directory."""
+    async def resumable_frames(
+        self, cycle_id: bytes, epoch: int, disks: Sequence[Disk], first: int = 0
+    ) -> int:
+        """Frames of this (cycle id, epoch) whose parts are durable in this directory.
+
+        :param first: frames below it are in drafts; counting begins there. ``open_layer`` with
+            ``resume`` then continues each part behind the frames counted here.
+        """
         ...
 
     async def write_small(self, kind: str, seq: int, epoch: int, data: bytes) -> FileDigest:
@@ -156,8 +164,20 @@ class ReplicaFolder(Protocol):
         """Its bytes, checked against the digest. :raises StorageFailed: damaged or missing."""
         ...
 
-    async def merge(self, layers: Sequence[Layer], size_bytes: int, epoch: int) -> Layer:
+    async def verify_layer(self, layer: Layer, *, plain: bool = True) -> tuple[int, ...]:
+        """Cluster indexes of one layer that do not read back: the scrub of a new layer.
+
+        :param plain: decompress too and check the plain digests.
+        :raises StorageFailed: the file is missing or cut, or its tables are damaged.
+        """
+        ...
+
+    async def merge(
+        self, layers: Sequence[Layer], size_bytes: int, epoch: int, *, bottom: bool = False
+    ) -> Layer:
         """Merge adjacent layers of one disk into one new file (newest cluster wins).
+
+        :param bottom: nothing lies below them.
 
         Runs in a store-writing child process of the adapter; creates only.
         """
