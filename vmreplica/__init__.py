@@ -7,3 +7,5 @@ import os
 # key, no handshake below 1.3 can succeed (1.3 has suites of its own). gRPC reads the variable once,
 # when it is imported: hence here, before anything of ours can import it.
 os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-PSK-AES256-CBC-SHA")
+# gRPC's own log lines are no sentences for people; what matters reaches us as statuses.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
