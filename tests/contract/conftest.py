@@ -24,6 +24,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from vmreplica.adapters.etcd_settings import EtcdSettings
 
+# Not a test file, but its assertions should explain themselves as if it were.
+pytest.register_assert_rewrite("tests.contract.store_facts", "tests.contract.store_room")
+
 
 class Certificates:
     """A throw-away authority and what it signs, as PEM files."""

@@ -36,6 +36,8 @@ HISTORY_KEPT = 10_000
 HISTORY_SLACK = 1_000
 WATCH_PAGE = 500
 _COLUMNS = "key, value, create_revision, mod_revision, version, lease_id"
+_INSERT_HISTORY = f"INSERT INTO history ({_COLUMNS}, deleted, number) VALUES (?,?,?,?,?,?,?,?)"
+# The columns of a primary key come first: quick_check of SQLite 3.40 reports damage otherwise.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS live (
@@ -44,9 +46,9 @@ CREATE TABLE IF NOT EXISTS live (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS live_lease ON live (lease_id) WHERE lease_id != 0;
 CREATE TABLE IF NOT EXISTS history (
+  mod_revision INTEGER NOT NULL, number INTEGER NOT NULL, deleted INTEGER NOT NULL,
   key TEXT NOT NULL, value TEXT NOT NULL, create_revision INTEGER NOT NULL,
-  mod_revision INTEGER NOT NULL, version INTEGER NOT NULL, lease_id INTEGER NOT NULL,
-  deleted INTEGER NOT NULL, number INTEGER NOT NULL,
+  version INTEGER NOT NULL, lease_id INTEGER NOT NULL,
   PRIMARY KEY (mod_revision, number)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS history_key ON history (key, mod_revision);
@@ -259,11 +261,11 @@ class LocalDatabase:
             put.lease_id,
         )
         self._db.execute("INSERT OR REPLACE INTO live VALUES (?,?,?,?,?,?)", row)
-        self._db.execute("INSERT INTO history VALUES (?,?,?,?,?,?,0,?)", (*row, number))
+        self._db.execute(_INSERT_HISTORY, (*row, 0, number))
 
     def _delete(self, key: str, revision: int, number: int) -> None:
         self._db.execute("DELETE FROM live WHERE key=?", (key,))
-        self._db.execute("INSERT INTO history VALUES (?,'',0,?,0,0,1,?)", (key, revision, number))
+        self._db.execute(_INSERT_HISTORY, (key, "", 0, revision, 0, 0, 1, number))
 
     def _has_lease(self, lease_id: int) -> bool:
         row = self._db.execute("SELECT 1 FROM lease WHERE lease_id=?", (lease_id,)).fetchone()

@@ -220,9 +220,9 @@ class FakeClusterStore:
             if fate == "lost_reply":
                 server.fired["reply_lost"] += 1
                 return
-            loop.call_later(there_s, lambda: outcome() if self._reaches() else None)
+            server.later(there_s, lambda: outcome() if self._reaches() else None)
 
-        loop.call_later(there_s, arrive)
+        server.later(there_s, arrive)
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 return await answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -52,6 +53,8 @@ class FakeStoreServer:
         self._wakers: dict[int, asyncio.Event] = {}
         self._waker_ids = 0
         self._quorum = True
+        # Not the context of the host that happens to call: its crash must not stop our timers.
+        self._context = contextvars.Context()
 
     # ---- what a test drives ----
 
@@ -149,6 +152,11 @@ class FakeStoreServer:
         """Stop telling."""
         self._wakers.pop(waker_id, None)
 
+    def later(self, delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """A timer of the cluster's own, that no crash or pause of a host touches."""
+        loop = asyncio.get_running_loop()
+        return loop.call_later(delay_s, callback, context=self._context)
+
     def draw(self, bounds: tuple[float, float]) -> float:
         """A duration from ``bounds``, in seconds."""
         low, high = bounds
@@ -174,7 +182,7 @@ class FakeStoreServer:
         old = self._timers.get(lease_id)
         if old is not None:
             old.handle.cancel()
-        handle = asyncio.get_running_loop().call_later(ttl_s, self._ran_out, lease_id)
+        handle = self.later(ttl_s, lambda: self._ran_out(lease_id))
         gone = old.gone if old is not None else asyncio.Event()
         self._timers[lease_id] = _LeaseTimer(handle, False, gone)
 
@@ -182,7 +190,7 @@ class FakeStoreServer:
         timer = self._timers[lease_id]
         timer.ran_out = True
         late_s = self.draw(self.expiry_late_ms)
-        timer.handle = asyncio.get_running_loop().call_later(late_s, self._expire, lease_id)
+        timer.handle = self.later(late_s, lambda: self._expire(lease_id))
 
     def _expire(self, lease_id: int) -> None:
         self.fired["lease_expired"] += 1
