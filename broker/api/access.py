@@ -33,7 +33,7 @@ class Access:
 
     def require_reader(self, call: Call) -> None:
         """:raises Problem: ROLE_REQUIRED"""
-        require_role(call, self.cluster, RoleKind.VIEWER, *READERS)
+        require_role(call, self.cluster, *READERS)
 
     def is_reader(self, call: Call) -> bool:
         """Whether the caller may read without being a replica's sender."""

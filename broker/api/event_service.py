@@ -45,16 +45,16 @@ class EventService:
         past = event_pb2.WatchEventsRequest()
         past.CopyFrom(request)
         past.follow = False
-        seen: set[str] = set()
+        seen: set[tuple[str, str]] = set()
         if not request.follow or request.HasField("since"):
             lists = await asyncio.gather(*(self._all(s) for s in self._sources(call, past)))
             events = [event for events in lists for event in events]
             for event in sorted(events, key=lambda e: (e.time.ToMilliseconds(), e.event_id)):
-                seen.add(event.event_id)
+                seen.add((event.node, event.event_id))
                 yield event
         if request.follow:
             async for event in self._merged(self._sources(call, request)):
-                if event.event_id not in seen:
+                if (event.node, event.event_id) not in seen:
                     yield event
 
     def _sources(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from broker.api.access import Access
 from broker.api.forward import LeaderWrites
-from broker.api.messages import broker_message, node_message
+from broker.api.messages import node_message
 from broker.service.composition import BrokerServices
 from vmreplica.core.filters import parse_filter
 from vmreplica.core.leadership import leader_of
 from vmreplica.v1 import node_pb2 as pb
 from vmreplica.wire.call import Call
+from vmreplica.wire.record_messages import broker_message
 
 _SERVICE = "/vmreplica.v1.NodeService/"
 
@@ -44,7 +45,10 @@ class NodeService:
         pairs = self._services.inventory.brokers()
         leader = leader_of(candidate for _, candidate in pairs)
         cap = self._services.context.client_access_point
-        items = [broker_message(record, candidate, leader, cap) for record, candidate in pairs]
+        items = [
+            broker_message(record, leader=candidate == leader, client_access_point=cap)
+            for record, candidate in pairs
+        ]
         return pb.ListBrokersResponse(
             items=[i for i in items if terms.accepts({"name": i.name, "state": i.state})]
         )

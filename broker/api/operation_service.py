@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from broker.api.access import Access
-from broker.api.messages import operation_message
 from broker.service.composition import BrokerServices
 from vmreplica.core.filters import page, parse_filter
 from vmreplica.core.records import OperationRecord, OperationState
 from vmreplica.v1 import operation_pb2 as pb
 from vmreplica.wire.call import Call
+from vmreplica.wire.record_messages import operation_message
 
 WATCH_MS = 500
 

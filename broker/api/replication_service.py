@@ -37,10 +37,32 @@ class ReplicationService:
     async def enable_replication(
         self, call: Call, request: pb.EnableReplicationRequest
     ) -> pb.EnableReplicationResponse:
-        """Forwarded to the node on which the VM runs."""
-        return await self._write(
-            call, "EnableReplication", request, request.vm, pb.EnableReplicationResponse
-        )
+        """Forwarded to the node on which the VM runs.
+
+        Where no node knows the VM by name, each is asked in turn: the refusal of the one that has
+        it (a disk that cannot be tracked, say) is what people need to read.
+        """
+        verb = "EnableReplication"
+        try:
+            return await self._write(call, verb, request, request.vm, pb.EnableReplicationResponse)
+        except Problem as problem:
+            if problem.reason is not Reason.UNKNOWN_VM:
+                raise
+            unknown = problem
+        for target in self._nodes.live():
+            try:
+                return await self._nodes.unary(
+                    target,
+                    _SERVICE + verb,
+                    request,
+                    pb.EnableReplicationResponse,
+                    call,
+                    _ENABLE_TIMEOUT_MS,
+                )
+            except Problem as problem:
+                if problem.reason not in (Reason.UNKNOWN_VM, Reason.NODE_UNREACHABLE):
+                    raise
+        raise unknown
 
     async def start_replication(
         self, call: Call, request: pb.StartReplicationRequest
