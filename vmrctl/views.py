@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from google.protobuf.message import Message
-from vmreplica.wire.json_shapes import shape
 
 from vmrctl.output import Column, Shape, View
 from vmrctl.values import shown_bytes, shown_duration
 from vmreplica.v1 import types_pb2 as types
+from vmreplica.wire.json_shapes import shape
 
 
 def view_of(message: type[Message], *columns: Column) -> View:

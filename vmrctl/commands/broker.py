@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from vmreplica.wire.json_shapes import shape
-
 from vmrctl.session import Session
 from vmrctl.verbs import Noun, verb
 from vmrctl.views import BROKER
 from vmreplica.v1 import node_pb2 as wire
+from vmreplica.wire.json_shapes import shape
 
 command = Noun("broker", help="The brokers behind the client access point.")
 

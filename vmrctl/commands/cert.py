@@ -32,7 +32,13 @@ _SCHEME = "spiffe://"
 @verb(command, "ca", "vmrctl cert ca /etc/vmreplica/ca")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--name", default="vmreplica", show_default=True, help="A name for people.")
-@click.option("--days", type=click.IntRange(1), default=certificates.CA_DAYS, show_default=True)
+@click.option(
+    "--days",
+    type=click.IntRange(1),
+    default=certificates.CA_DAYS,
+    show_default=True,
+    help="How long it holds.",
+)
 def make_authority(session: Session, directory: Path, name: str, days: int) -> None:
     """Make a certificate authority: DIR/ca.pem and DIR/ca.key.
 
@@ -75,7 +81,13 @@ def make_authority(session: Session, directory: Path, name: str, days: int) -> N
     metavar="CLUSTER/KIND/NAME",
     help="broker, node, administrator, viewer or operator/GROUP in a cluster.",
 )
-@click.option("--days", type=click.IntRange(1), default=certificates.DAYS, show_default=True)
+@click.option(
+    "--days",
+    type=click.IntRange(1),
+    default=certificates.DAYS,
+    show_default=True,
+    help="How long it holds.",
+)
 def issue(
     session: Session, out: Path, ca: Path, sans: tuple[str, ...], roles: tuple[str, ...], days: int
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from vmreplica.wire.json_shapes import shape
 
 from vmrctl.contexts import with_port
 from vmrctl.errors import EXIT_FAULTS_FOUND
@@ -12,6 +11,7 @@ from vmrctl.session import Session
 from vmrctl.verbs import Noun, verb
 from vmrctl.views import view_of
 from vmreplica.v1 import connection_pb2 as wire
+from vmreplica.wire.json_shapes import shape
 
 command = Noun("connection", help="Check the way to another cluster.")
 CHECK = view_of(

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 import click
-from vmreplica.wire.json_shapes import shape
 
 from vmrctl import output
 from vmrctl.completion import complete_replications
@@ -20,6 +19,7 @@ from vmrctl.values import TIME
 from vmrctl.verbs import Verb, with_session
 from vmrctl.views import view_of
 from vmreplica.v1 import event_pb2 as wire
+from vmreplica.wire.json_shapes import shape
 from vmreplica.wire.times import milliseconds
 
 EVENT = view_of(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from vmreplica.wire.json_shapes import shape
 
 from vmrctl.completion import complete_replicas
 from vmrctl.errors import usage
@@ -13,6 +12,7 @@ from vmrctl.verbs import Noun, verb
 from vmrctl.views import TEST_FAILOVER
 from vmrctl.waiting import wait_for
 from vmreplica.v1 import failover_pb2 as wire
+from vmreplica.wire.json_shapes import shape
 
 command = Noun("failover", help="Turn a copy into a running machine.")
 test = Noun("test", path="failover test", help="Boot a copy aside, without touching anything.")
@@ -27,7 +27,13 @@ vm_argument = click.argument("vm", metavar="VM", shell_complete=complete_replica
     "vmrctl failover test start guest1 --network 52:54:00:12:34:56=isolated",
 )
 @vm_argument
-@click.option("--point", default="latest", show_default=True, metavar="P")
+@click.option(
+    "--point",
+    default="latest",
+    show_default=True,
+    metavar="P",
+    help="latest, a seq, or an RFC 3339 time. This version boots the newest point only.",
+)
 @click.option(
     "--network",
     "networks",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from vmreplica.wire.json_shapes import shape
 
 from vmrctl.completion import complete_nodes
 from vmrctl.errors import Failure
@@ -13,6 +12,7 @@ from vmrctl.views import NODE
 from vmrctl.waiting import wait_for
 from vmreplica.v1 import node_pb2 as wire
 from vmreplica.v1.types_pb2 import Node
+from vmreplica.wire.json_shapes import shape
 
 command = Noun("node", help="The hosts of the cluster.")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from vmreplica.wire.json_shapes import shape
 
 from vmrctl.completion import complete_operations
 from vmrctl.paging import all_pages
@@ -12,6 +11,7 @@ from vmrctl.verbs import Noun, verb
 from vmrctl.views import OPERATION
 from vmrctl.waiting import follow, succeeded
 from vmreplica.v1 import operation_pb2 as wire
+from vmreplica.wire.json_shapes import shape
 
 command = Noun("operation", help="Work that takes longer.")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from vmreplica.wire.json_shapes import shape
 
 from vmrctl.completion import complete_replicas
 from vmrctl.errors import usage
@@ -16,6 +15,7 @@ from vmrctl.views import POINT, REPLICA, view_of
 from vmrctl.waiting import wait_for
 from vmreplica.v1 import location_pb2, types_pb2
 from vmreplica.v1 import replica_pb2 as wire
+from vmreplica.wire.json_shapes import shape
 
 command = Noun("replica", help="The copies that this side keeps.")
 vm_argument = click.argument("vm", metavar="VM", shell_complete=complete_replicas)

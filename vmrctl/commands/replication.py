@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from vmreplica.wire.json_shapes import shape
 
 from vmrctl.completion import complete_replications
 from vmrctl.contexts import with_port
@@ -20,6 +19,7 @@ from vmrctl.waiting import wait_for
 from vmreplica.v1 import replication_pb2 as wire
 from vmreplica.v1 import types_pb2 as types
 from vmreplica.wire.enums import spellings
+from vmreplica.wire.json_shapes import shape
 
 command = Noun("replication", help="Protect virtual machines that run on this side.")
 vm_argument = click.argument("vm", metavar="VM", shell_complete=complete_replications)
@@ -31,7 +31,9 @@ def policy_options(callback: Callable[..., Any]) -> Callable[..., Any]:
     """The flags that ``enable`` and ``set`` share."""
     options = (
         click.option("--frequency", type=DURATION, help="Time between cycles: 5s or more."),
-        click.option("--compression", type=click.Choice(["zstd", "none"])),
+        click.option(
+            "--compression", type=click.Choice(["zstd", "none"]), help="On the wire and on disk."
+        ),
         click.option(
             "--route",
             type=click.Choice(["auto", "direct", "relay"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from vmreplica.wire.json_shapes import shape
 
 from vmrctl import output
 from vmrctl.errors import usage
@@ -11,6 +10,7 @@ from vmrctl.output import Column, View
 from vmrctl.session import Session
 from vmrctl.verbs import Noun, verb
 from vmreplica.v1 import settings_pb2 as wire
+from vmreplica.wire.json_shapes import shape
 
 command = Noun("settings", help="Settings of the whole cluster.")
 SETTING = View("Setting", (Column("KEY", "key"), Column("VALUE", "value")), ("key", "value"))

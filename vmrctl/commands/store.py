@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from vmreplica.wire.json_shapes import shape
 
 from vmrctl.completion import complete_nodes
 from vmrctl.errors import EXIT_FAULTS_FOUND
@@ -12,6 +11,7 @@ from vmrctl.session import Session
 from vmrctl.verbs import Noun, verb
 from vmrctl.views import view_of
 from vmreplica.v1 import store_pb2 as wire
+from vmreplica.wire.json_shapes import shape
 
 command = Noun("store", help="Check a storage location.")
 CHECK = view_of(

@@ -32,9 +32,8 @@ def show_version(session: Session) -> None:
             raise
         session.show(VERSION, result)
         return
-    from vmreplica.wire.json_shapes import shape
-
     from vmreplica.v1 import version_pb2 as wire
+    from vmreplica.wire.json_shapes import shape
 
     answer = session.client.read(
         "VersionService/GetVersion",
