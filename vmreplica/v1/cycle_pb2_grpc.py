@@ -26,7 +26,14 @@ if _version_not_supported:
 
 
 class CycleServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Receives cycles: one cycle is one point in time of all disks of a VM, sent and acknowledged as
+    one unit. Served by the node that owns the replica, and relayed by every broker at the client
+    access point (there the metadata `vmreplica-replica-id` is obligatory).
+
+    Terms. A cluster is 65,536 bytes of a disk at index × 65,536, the last one padded with zeros. A
+    digest is the first 16 bytes of BLAKE3. "Plain" digests are over the 65,536 plain bytes,
+    "stored" digests over the bytes as they stand in the payload.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,16 +54,39 @@ class CycleServiceStub(object):
 
 
 class CycleServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Receives cycles: one cycle is one point in time of all disks of a VM, sent and acknowledged as
+    one unit. Served by the node that owns the replica, and relayed by every broker at the client
+    access point (there the metadata `vmreplica-replica-id` is obligatory).
+
+    Terms. A cluster is 65,536 bytes of a disk at index × 65,536, the last one padded with zeros. A
+    digest is the first 16 bytes of BLAKE3. "Plain" digests are over the 65,536 plain bytes,
+    "stored" digests over the bytes as they stand in the payload.
+    """
 
     def Replicate(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """One cycle: open, wait for `accepted`, frames, close, wait for `acknowledged`. A sender keeps at
+        most 8 MiB of payload beyond `received_frames`. Nothing of a cycle is visible before it is
+        acknowledged; what was acknowledged is durable.
+
+        After a cut, STALE_EPOCH, NOT_OWNER or UNAVAILABLE: Locate again, open with `resume` and the
+        same cycle_id, and go on from frame number `accepted.durable_frames`; frames count from 0 and
+        must be the same bytes. After an unknown end ask GetReplica.
+
+        Errors: UNKNOWN_REPLICA, STALE_EPOCH (with `epoch`), NOT_OWNER (with `node`), SEQ_GAP (wrong
+        seq or unknown `since_cycle_id`: resynchronize), PARENT_MISMATCH, DIGEST_MISMATCH,
+        CLUSTER_OUT_OF_RANGE, DISK_SHAPE_CHANGED, BAD_FIELD, BAD_COMPRESSION, FRAME_TOO_LARGE,
+        TOO_MANY_STREAMS, NO_SPACE, QUOTA_EXCEEDED, LEASE_LOST, DRAINING, REPLICA_DAMAGED,
+        REPLICATION_DISABLED, BUSY (another stream of this replica is at its end).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDigests(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Plain digests of one disk of a replica at one point, for resynchronization.
+
+        Errors: UNKNOWN_REPLICA, NOT_OWNER, POINT_NOT_FOUND, BAD_FIELD (`target`).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -83,7 +113,14 @@ def add_CycleServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CycleService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Receives cycles: one cycle is one point in time of all disks of a VM, sent and acknowledged as
+    one unit. Served by the node that owns the replica, and relayed by every broker at the client
+    access point (there the metadata `vmreplica-replica-id` is obligatory).
+
+    Terms. A cluster is 65,536 bytes of a disk at index × 65,536, the last one padded with zeros. A
+    digest is the first 16 bytes of BLAKE3. "Plain" digests are over the 65,536 plain bytes,
+    "stored" digests over the bytes as they stand in the payload.
+    """
 
     @staticmethod
     def Replicate(request_iterator,

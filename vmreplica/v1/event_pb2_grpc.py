@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class EventServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """What happens, as it happens.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -42,10 +43,16 @@ class EventServiceStub(object):
 
 
 class EventServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """What happens, as it happens.
+    """
 
     def WatchEvents(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Events that are still remembered (the newest 10,000 of each process), oldest first; with
+        `follow` the later ones as well, without end. A broker merges its own and its nodes' events.
+        A watcher that reads too slowly loses events rather than slowing anybody down.
+
+        Errors: BAD_FIELD (`since`), ROLE_REQUIRED, DRAINING (the process stops: watch again).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -67,7 +74,8 @@ def add_EventServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EventService(object):
-    """Missing associated documentation comment in .proto file."""
+    """What happens, as it happens.
+    """
 
     @staticmethod
     def WatchEvents(request,

@@ -26,7 +26,13 @@ if _version_not_supported:
 
 
 class FailoverServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Failovers. Test, unplanned, cancel and complete go to the replica side; planned and reverse go
+    to the side where the VM runs. On the other one: WRONG_SIDE, which names the right address.
+
+    In every request `vm` is a name, a VM's UUID or a replica_id, and obligatory. Errors of every
+    RPC: UNKNOWN_VM, AMBIGUOUS_NAME (both ids are named), WRONG_SIDE, ROLE_REQUIRED, NO_LEADER. RPCs
+    that a version does not have yet answer UNIMPLEMENTED.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -77,52 +83,81 @@ class FailoverServiceStub(object):
 
 
 class FailoverServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Failovers. Test, unplanned, cancel and complete go to the replica side; planned and reverse go
+    to the side where the VM runs. On the other one: WRONG_SIDE, which names the right address.
+
+    In every request `vm` is a name, a VM's UUID or a replica_id, and obligatory. Errors of every
+    RPC: UNKNOWN_VM, AMBIGUOUS_NAME (both ids are named), WRONG_SIDE, ROLE_REQUIRED, NO_LEADER. RPCs
+    that a version does not have yet answer UNIMPLEMENTED.
+    """
 
     def StartTestFailover(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Starts a copy of the VM, `<name> - Test`, from a recovery point, on an isolated network, while
+        replication goes on. A replica has at most one; starting it again answers the one running.
+
+        Errors: POINT_NOT_FOUND, POINT_DAMAGED, REPLICA_DAMAGED, NETWORK_UNKNOWN, NO_NODE_FITS,
+        NO_SPACE, STATE_REFUSES.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopTestFailover(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Ends the test: removes the VM, what it wrote, its locks and pins. Without one: nothing to do.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartPlannedFailover(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Moves the VM to the other side without losing anything: last cycle with the VM off.
+
+        Errors: PRIMARY_RUNNING, STATE_REFUSES, BUSY.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartUnplannedFailover(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Starts the VM from a recovery point because its primary is lost.
+
+        Errors: PRIMARY_RUNNING (never overridden), PRIMARY_UNREACHABLE (unless
+        `primary_unreachable_ok`), POINT_NOT_FOUND, POINT_DAMAGED, REPLICA_DAMAGED, STATE_REFUSES.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelFailover(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Takes an unplanned or prepared failover back: what the VM wrote since is thrown away.
+
+        Errors: STATE_REFUSES.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CompleteFailover(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Settles a failover: older recovery points go, cancel is no longer possible.
+
+        Errors: STATE_REFUSES.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReverseReplication(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Replicates in the opposite direction, sending only what differs.
+
+        Errors: STATE_REFUSES, PRIMARY_RUNNING, PRIMARY_UNREACHABLE.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTestFailovers(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Test failovers that are running or have been made, one for each replica.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -179,7 +214,13 @@ def add_FailoverServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FailoverService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Failovers. Test, unplanned, cancel and complete go to the replica side; planned and reverse go
+    to the side where the VM runs. On the other one: WRONG_SIDE, which names the right address.
+
+    In every request `vm` is a name, a VM's UUID or a replica_id, and obligatory. Errors of every
+    RPC: UNKNOWN_VM, AMBIGUOUS_NAME (both ids are named), WRONG_SIDE, ROLE_REQUIRED, NO_LEADER. RPCs
+    that a version does not have yet answer UNIMPLEMENTED.
+    """
 
     @staticmethod
     def StartTestFailover(request,

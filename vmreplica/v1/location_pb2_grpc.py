@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class LocationServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Answers where a replica's owner is. Served by every broker, leader or standby, and by standalone
+    nodes. Callers: members of the replica's trust group, and roles of the cluster.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -42,10 +44,18 @@ class LocationServiceStub(object):
 
 
 class LocationServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Answers where a replica's owner is. Served by every broker, leader or standby, and by standalone
+    nodes. Callers: members of the replica's trust group, and roles of the cluster.
+    """
 
     def Locate(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Where the owner of a replica is now. Answered from memory, so the answer may be stale: the
+        owner decides, and a wrong answer costs one NOT_OWNER round trip.
+
+        Errors: UNKNOWN_REPLICA (also to callers outside its trust group), NO_LEADER and
+        STORE_UNAVAILABLE (this broker has not heard from the cluster store for a lease's time, or
+        nobody owns the replica yet; try again).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -67,7 +77,9 @@ def add_LocationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LocationService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Answers where a replica's owner is. Served by every broker, leader or standby, and by standalone
+    nodes. Callers: members of the replica's trust group, and roles of the cluster.
+    """
 
     @staticmethod
     def Locate(request,

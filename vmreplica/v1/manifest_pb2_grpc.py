@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class ManifestServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """What people want, as files: kinds Replication, FailoverPlan and others, in the manner of
+    Kubernetes. Answered UNIMPLEMENTED by versions that do not have it yet.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -52,22 +54,33 @@ class ManifestServiceStub(object):
 
 
 class ManifestServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """What people want, as files: kinds Replication, FailoverPlan and others, in the manner of
+    Kubernetes. Answered UNIMPLEMENTED by versions that do not have it yet.
+    """
 
     def ApplyManifests(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Makes the present state what the manifests say; repeating it changes nothing.
+
+        Errors: BAD_MANIFEST (document and key are named), ROLE_REQUIRED, NO_LEADER.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetManifests(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Manifests as they would have to be written to get the present state.
+
+        Errors: BAD_FIELD (unknown kind), ROLE_REQUIRED.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteManifests(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Removes what one manifest asked for. Removing what is not there is no error.
+
+        Errors: BAD_FIELD (unknown kind), ROLE_REQUIRED, NO_LEADER.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -99,7 +112,9 @@ def add_ManifestServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ManifestService(object):
-    """Missing associated documentation comment in .proto file."""
+    """What people want, as files: kinds Replication, FailoverPlan and others, in the manner of
+    Kubernetes. Answered UNIMPLEMENTED by versions that do not have it yet.
+    """
 
     @staticmethod
     def ApplyManifests(request,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class NodeServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """The nodes and brokers of a cluster.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -57,28 +58,42 @@ class NodeServiceStub(object):
 
 
 class NodeServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """The nodes and brokers of a cluster.
+    """
 
     def ListNodes(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """All nodes that are there or that people have decided something about, by name.
+
+        Errors: BAD_FIELD (`filter`), ROLE_REQUIRED.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DrainNode(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Gives all replicas of a node to others, one cycle boundary at a time, and places no new ones
+        on it. The answer comes at once; the operation ends when the node owns nothing.
+
+        Errors: UNKNOWN_NODE, NO_NODE_FITS, ROLE_REQUIRED (administrator), NO_LEADER.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UndrainNode(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Lets a node own replicas again. Ends a drain that is still under way.
+
+        Errors: UNKNOWN_NODE, ROLE_REQUIRED (administrator), NO_LEADER.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListBrokers(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """All broker candidates, the leader marked.
+
+        Errors: ROLE_REQUIRED.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -115,7 +130,8 @@ def add_NodeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class NodeService(object):
-    """Missing associated documentation comment in .proto file."""
+    """The nodes and brokers of a cluster.
+    """
 
     @staticmethod
     def ListNodes(request,

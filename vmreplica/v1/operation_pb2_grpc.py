@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class OperationServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Verbs that take longer than a second. They go on when their caller leaves, and when the process
+    that carries them out is replaced by another.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -57,28 +59,43 @@ class OperationServiceStub(object):
 
 
 class OperationServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Verbs that take longer than a second. They go on when their caller leaves, and when the process
+    that carries them out is replaced by another.
+    """
 
     def GetOperation(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The operation as it is now.
+
+        Errors: UNKNOWN_OPERATION.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchOperation(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The operation as it is now, again at each change, and for the last time when it has ended.
+
+        Errors: UNKNOWN_OPERATION, DRAINING (the answering process stops: watch again).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelOperation(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Asks an operation to end at its next safe place. It may still succeed. Asking twice, or after
+        its end, is no error.
+
+        Errors: UNKNOWN_OPERATION, ROLE_REQUIRED, NO_LEADER.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListOperations(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Operations under way and of the last day, newest first.
+
+        Errors: BAD_FIELD (`filter`, `page_token`), ROLE_REQUIRED.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -115,7 +132,9 @@ def add_OperationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OperationService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Verbs that take longer than a second. They go on when their caller leaves, and when the process
+    that carries them out is replaced by another.
+    """
 
     @staticmethod
     def GetOperation(request,

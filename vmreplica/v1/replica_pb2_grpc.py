@@ -26,7 +26,12 @@ if _version_not_supported:
 
 
 class ReplicaServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """The replicas that a cluster keeps. Callers: a replica's own trust group, and roles of the
+    cluster; to everybody else a replica is UNKNOWN_REPLICA.
+
+    Writes take the metadata `vmreplica-request-id` (a UUID): a repeat within 24 hours answers as
+    the first did.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -67,40 +72,70 @@ class ReplicaServiceStub(object):
 
 
 class ReplicaServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """The replicas that a cluster keeps. Callers: a replica's own trust group, and roles of the
+    cluster; to everybody else a replica is UNKNOWN_REPLICA.
+
+    Writes take the metadata `vmreplica-request-id` (a UUID): a repeat within 24 hours answers as
+    the first did.
+    """
 
     def CreateReplica(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Admits a VM and places its replica. The same `vm_uuid` and disks from the same trust group
+        again answer the same replica with `changed` false.
+
+        Errors: BAD_FIELD, NOT_AUTHORIZED (the certificate's names, `primary_access_point` and the
+        authorization entries do not go together), REPLICATION_DISABLED, NO_NODE_FITS (a reason for
+        each node), STORE_NOT_SHARED, DISK_SHAPE_CHANGED (the same VM with other disks),
+        QUOTA_EXCEEDED, NO_LEADER, STORE_UNAVAILABLE.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetReplica(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """A replica with its head as the owner has it, never from a cache: after an unknown end of a
+        cycle, `acked_cycle_id` equal to one's own says that it was acknowledged.
+
+        Errors: UNKNOWN_REPLICA, REPLICA_DAMAGED, NODE_UNREACHABLE and LEASE_LOST (no owner that
+        answers, try again).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListReplicas(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Replicas that the caller may see, by VM name. `acked_*` as last heard, perhaps not the newest.
+
+        Errors: BAD_FIELD (`filter`, `page_token`).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPoints(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Recovery points of a replica, newest first, as the owner has them.
+
+        Errors: UNKNOWN_REPLICA, REPLICA_DAMAGED, NODE_UNREACHABLE.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteReplica(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Removes a replica from the cluster; its data only with `delete_data`. Again: no error.
+
+        Errors: UNKNOWN_REPLICA, POINT_IN_USE (a test failover runs), STATE_REFUSES, ROLE_REQUIRED,
+        NO_LEADER.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateReplica(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Changes a replica's policy or definition. Called by the primary side when its own changed.
+
+        Errors: UNKNOWN_REPLICA, BAD_FIELD, NO_LEADER.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -147,7 +182,12 @@ def add_ReplicaServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ReplicaService(object):
-    """Missing associated documentation comment in .proto file."""
+    """The replicas that a cluster keeps. Callers: a replica's own trust group, and roles of the
+    cluster; to everybody else a replica is UNKNOWN_REPLICA.
+
+    Writes take the metadata `vmreplica-request-id` (a UUID): a repeat within 24 hours answers as
+    the first did.
+    """
 
     @staticmethod
     def CreateReplica(request,

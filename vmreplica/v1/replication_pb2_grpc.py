@@ -26,7 +26,14 @@ if _version_not_supported:
 
 
 class ReplicationServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """The VMs of this side that are protected. Asked where the VM runs; on the replica side:
+    WRONG_SIDE, which names the right address.
+
+    In every request `vm` is a name, a VM's UUID or a replica_id, and obligatory. Errors of every
+    RPC: UNKNOWN_VM, AMBIGUOUS_NAME (both ids are named), WRONG_SIDE, ROLE_REQUIRED, NODE_UNREACHABLE
+    (the host that has the VM), STORE_UNAVAILABLE. The same verb twice is no error: `changed` is
+    false. Writes take the metadata `vmreplica-request-id`.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -82,58 +89,90 @@ class ReplicationServiceStub(object):
 
 
 class ReplicationServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """The VMs of this side that are protected. Asked where the VM runs; on the replica side:
+    WRONG_SIDE, which names the right address.
+
+    In every request `vm` is a name, a VM's UUID or a replica_id, and obligatory. Errors of every
+    RPC: UNKNOWN_VM, AMBIGUOUS_NAME (both ids are named), WRONG_SIDE, ROLE_REQUIRED, NODE_UNREACHABLE
+    (the host that has the VM), STORE_UNAVAILABLE. The same verb twice is no error: `changed` is
+    false. Writes take the metadata `vmreplica-request-id`.
+    """
 
     def EnableReplication(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Protects a VM: admission by the other side, then the policy is kept. Nothing is sent before
+        StartReplication.
+
+        Errors: DISK_NOT_TRACKABLE (all that cannot be tracked or run there at once, with remedies),
+        BAD_FIELD, and those of CreateReplica at the other side.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartReplication(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Starts initial replication now, at a time, or never by itself.
+
+        Errors: STATE_REFUSES (not ready for it).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SuspendReplication(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Sends no more cycles until ResumeReplication; changes go on being tracked.
+
+        Errors: STATE_REFUSES.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeReplication(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Sends cycles again.
+
+        Errors: STATE_REFUSES.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateReplication(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Changes the policy, from the next cycle on.
+
+        Errors: BAD_FIELD, STATE_REFUSES.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveReplication(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Ends the protection on this side; the replica and its data stay where they are.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetReplication(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One protected VM.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListReplications(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Protected VMs, by name.
+
+        Errors: BAD_FIELD (`filter`, `page_token`).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopInitialReplication(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Ends an initial replication under way; the VM is ready for a new one.
+
+        Errors: STATE_REFUSES (none is under way).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -195,7 +234,14 @@ def add_ReplicationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ReplicationService(object):
-    """Missing associated documentation comment in .proto file."""
+    """The VMs of this side that are protected. Asked where the VM runs; on the replica side:
+    WRONG_SIDE, which names the right address.
+
+    In every request `vm` is a name, a VM's UUID or a replica_id, and obligatory. Errors of every
+    RPC: UNKNOWN_VM, AMBIGUOUS_NAME (both ids are named), WRONG_SIDE, ROLE_REQUIRED, NODE_UNREACHABLE
+    (the host that has the VM), STORE_UNAVAILABLE. The same verb twice is no error: `changed` is
+    false. Writes take the metadata `vmreplica-request-id`.
+    """
 
     @staticmethod
     def EnableReplication(request,

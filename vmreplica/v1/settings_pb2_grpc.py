@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class SettingsServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """The central settings of a cluster. They hold at once, everywhere, without a restart.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,16 +48,24 @@ class SettingsServiceStub(object):
 
 
 class SettingsServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """The central settings of a cluster. They hold at once, everywhere, without a restart.
+    """
 
     def GetSettings(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """All settings with their present values, defaults included.
+
+        Errors: ROLE_REQUIRED, STORE_UNAVAILABLE.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSettings(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Changes the settings named; all or none.
+
+        Errors: BAD_FIELD (unknown name, wrong value), BUSY (`expected_version` is not the present
+        one), ROLE_REQUIRED (administrator), NO_LEADER, STORE_UNAVAILABLE.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -83,7 +92,8 @@ def add_SettingsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SettingsService(object):
-    """Missing associated documentation comment in .proto file."""
+    """The central settings of a cluster. They hold at once, everywhere, without a restart.
+    """
 
     @staticmethod
     def GetSettings(request,

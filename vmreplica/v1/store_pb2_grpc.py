@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class StoreServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Tests of storage locations.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,16 +48,26 @@ class StoreServiceStub(object):
 
 
 class StoreServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Tests of storage locations.
+    """
 
     def CheckStore(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Proves that a directory offers what replicas need: atomic link(2), fsync of directories,
+        listings that show one's own files and all before, byte-range locks between nodes, and that it
+        is the same directory on every node. Writes and removes files of its own only. A failed check
+        is a row, not an error. Asked of a broker.
+
+        Errors: BAD_FIELD (`path`: not absolute, not a directory), UNKNOWN_NODE, ROLE_REQUIRED.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ProbeStore(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One step of CheckStore on one node. Called by brokers of the cluster.
+
+        Errors: BAD_FIELD, ROLE_REQUIRED (broker or administrator).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -83,7 +94,8 @@ def add_StoreServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StoreService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Tests of storage locations.
+    """
 
     @staticmethod
     def CheckStore(request,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class VersionServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Who answers, and what version it is.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -42,10 +43,12 @@ class VersionServiceStub(object):
 
 
 class VersionServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Who answers, and what version it is.
+    """
 
     def GetVersion(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Facts about the answering process. Callers: everybody with a valid certificate.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -67,7 +70,8 @@ def add_VersionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VersionService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Who answers, and what version it is.
+    """
 
     @staticmethod
     def GetVersion(request,
