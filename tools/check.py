@@ -116,7 +116,7 @@ CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "tidy": python_tool("tidy.py"),
     "stubs": python_tool("gen_protos.py", "--check"),
     "buf lint": buf("lint"),
-    "buf breaking": buf("breaking", "--against", "protos/published.binpb"),
+    "buf breaking": buf("breaking", "--against", "protos/baseline.binpb"),
     "schemas": python_tool("check_schemas.py"),
     "commands": python_tool("check_commands.py"),
     "scripts": scripts,

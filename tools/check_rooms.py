@@ -82,7 +82,7 @@ def run_room(name: str) -> Room:
         room.errors += 1
         room.faults.append(f"room {name} has no tests")
     elif code not in (0, 1) or (code == 1 and room.ok):
-        room.errors += 1
+        room.errors += 1 if room.ok else 0
         room.faults.append(f"room {name}: pytest ended with {code}")
     return room
 

@@ -29,12 +29,14 @@ DEFAULT_TIMEOUT_S = 30.0
 RETRY_WAIT_S = 6.0
 """How long the repetition waits for a connection: a leader's lease, and the next one's start."""
 RETRY_PAUSE_S = 0.5
+_NO_SUCH_NAME = ("dns resolution failed", "errors resolving", "lookup failed")
 
 
 class Client:
     """Calls to one endpoint.
 
-    :param retry_wait_s: how long the one repetition waits for a connection; 0 = no repetition.
+    :param retry_wait_s: how long the one repetition waits for a connection; 0 = no repetition,
+        None = ``RETRY_WAIT_S``.
     """
 
     def __init__(
@@ -42,12 +44,12 @@ class Client:
         target: Target,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry_wait_s: float = RETRY_WAIT_S,
+        retry_wait_s: float | None = None,
         new_request_id: Callable[[], str] | None = None,
     ) -> None:
         self._target = target
         self._timeout_s = timeout_s
-        self._retry_wait_s = retry_wait_s
+        self._retry_wait_s = RETRY_WAIT_S if retry_wait_s is None else retry_wait_s
         self._new_request_id = new_request_id or SystemRandomness().uuid
         self._channel = _channel(target)
 
@@ -133,6 +135,11 @@ def _failure(error: grpc.RpcError, target: Target) -> Failure:
         case Reason.NODE_UNREACHABLE:
             text = f"{where} did not answer: {message or code}."
             foreign.field, foreign.value = "endpoint", where
+            if target.certificate and "socket closed" in message.lower():
+                foreign.remedy = (
+                    "If it runs, it may have refused our certificate; this shows it: "
+                    f"vmrctl cert verify {target.certificate} --against {where}"
+                )
         case Reason.UNIMPLEMENTED:
             text = f"{where} does not have this verb: {message or code}."
             foreign.remedy = "vmrctl version shows both versions."
@@ -146,7 +153,7 @@ def _is_worth_repeating(error: grpc.RpcError) -> bool:
     code, message, ours = _parts(error)
     if ours is not None:
         return ours.reason is Reason.STORE_UNAVAILABLE
-    if code != "UNAVAILABLE" or "dns resolution failed" in message.lower():
+    if code != "UNAVAILABLE" or any(word in message.lower() for word in _NO_SUCH_NAME):
         return False
     return foreign_problem(code, message).reason is Reason.NODE_UNREACHABLE
 
