@@ -36,7 +36,7 @@ HISTORY_KEPT = 10_000
 HISTORY_SLACK = 1_000
 WATCH_PAGE = 500
 _COLUMNS = "key, value, create_revision, mod_revision, version, lease_id"
-_INSERT_HISTORY = f"INSERT INTO history ({_COLUMNS}, deleted, number) VALUES (?,?,?,?,?,?,?,?)"
+_INSERT_HISTORY = f"INSERT INTO history ({_COLUMNS}, deleted, number) VALUES (?,?,?,?,?,?,?,?)"  # noqa: S608
 # The columns of a primary key come first: quick_check of SQLite 3.40 reports damage otherwise.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;

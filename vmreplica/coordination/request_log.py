@@ -16,7 +16,8 @@ ANSWER_KEPT_MS = 24 * 3_600_000
 class RequestLog:
     """Request id -> recorded answer (text), for 24 h.
 
-    In one process, duplicates that come while the first is at work wait for its answer. Between
+    In one process, duplicates that come while the first is at work wait for its answer, and the
+    work goes on when the one who asked is cancelled (a client that went away). Between
     processes (the leader changed meanwhile) the first recorded answer is everybody's answer; an
     act that must happen once writes with an op id derived from the request id (GuardedWriter).
     Failures are not recorded: a repeat tries again.
@@ -26,7 +27,7 @@ class RequestLog:
         self._store = store
         self._keys = keys
         self._kept = SharedLease(store, clock, keep_ms=ANSWER_KEPT_MS)
-        self._at_work: dict[str, asyncio.Future[str]] = {}
+        self._at_work: dict[str, asyncio.Task[str]] = {}
 
     async def once(self, request_id: str, act: Callable[[], Awaitable[str]]) -> str:
         """The recorded answer, else that of ``act``, which is then recorded.
@@ -36,25 +37,25 @@ class RequestLog:
         """
         if not request_id:
             return await act()
-        first = self._at_work.get(request_id)
-        if first is not None:
-            return await asyncio.shield(first)
-        mine: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._at_work[request_id] = mine
-        try:
-            answer = await self._answer(request_id, act)
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                mine.cancel()
-            else:
-                mine.set_exception(error)
-                mine.exception()  # nobody may be waiting: that is no bug
-            raise
-        else:
-            mine.set_result(answer)
-            return answer
-        finally:
-            del self._at_work[request_id]
+        work = self._at_work.get(request_id)
+        if work is None:
+            work = asyncio.create_task(self._answer(request_id, act))
+            self._at_work[request_id] = work
+            work.add_done_callback(lambda done: self._ended(request_id, done))
+        # Whoever asked first may go away: the others still wait, and the work is not cut in two.
+        return await asyncio.shield(work)
+
+    def _ended(self, request_id: str, work: asyncio.Task[str]) -> None:
+        del self._at_work[request_id]
+        if not work.cancelled():
+            work.exception()  # nobody may be waiting any more: that is no bug
+
+    async def close(self) -> None:
+        """Cancel what is still at work."""
+        works = list(self._at_work.values())
+        for work in works:
+            work.cancel()
+        await asyncio.gather(*works, return_exceptions=True)
 
     async def _answer(self, request_id: str, act: Callable[[], Awaitable[str]]) -> str:
         recorded = await self.recorded(request_id)
