@@ -109,7 +109,7 @@ class Receiver:
                     case CycleClose() as close:
                         yield reply_to_message(Acknowledged(1, close.cycle_digest, False, 5))
             self.ended.append("half-closed")
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             self.ended.append("cancelled")
             raise
 

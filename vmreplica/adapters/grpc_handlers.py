@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn
@@ -37,6 +36,7 @@ from vmreplica.v1 import (  # noqa: F401 - registers every service in the descri
     version_pb2,
 )
 from vmreplica.wire.call import Call
+from vmreplica.wire.local_node_caller import snake_case
 from vmreplica.wire.node_caller import RawStream
 from vmreplica.wire.problem_status import DETAILS_KEY, problem_of, to_details
 
@@ -97,7 +97,7 @@ class HandlerFactory:
         return grpc.stream_stream_rpc_method_handler(behave)
 
     def _handler(self, method: MethodDescriptor, implementation: object) -> Handler:
-        target = getattr(implementation, _snake_case(method.name), None)
+        target = getattr(implementation, snake_case(method.name), None)
         request_type = message_factory.GetMessageClass(method.input_type)
         if target is None:
             target = _unimplemented(method)
@@ -251,7 +251,3 @@ def _parse(kind: type[Message], raw: bytes) -> Message:
 async def _parse_all(kind: type[Message], raws: AsyncIterator[bytes]) -> AsyncIterator[Message]:
     async for raw in raws:
         yield _parse(kind, raw)
-
-
-def _snake_case(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

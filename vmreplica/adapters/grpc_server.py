@@ -22,6 +22,7 @@ from vmreplica.ports.clock import Clock
 from vmreplica.wire.call import TRAILER_NODE
 
 _log = logging.getLogger(__name__)
+_LOOK_EVERY_MS = 5_000
 
 
 class GrpcServer:
@@ -53,6 +54,7 @@ class GrpcServer:
         self._material = tls.load(tls_files, clock.wall_ms()) if tls_files else None
         self._handed_out = self._material
         self._failed_signature: object = None
+        self._looked_ms = clock.boottime_ms()
         reader = CallReader(cluster, clock, self._revoked, on_denied)
         self._factory = HandlerFactory(reader, {TRAILER_NODE: node_name} if node_name else {})
         self._services: dict[str, dict[str, Handler]] = {}
@@ -121,6 +123,11 @@ class GrpcServer:
             self._material = tls.load(self._files, self._clock.wall_ms())
 
     def _revoked(self) -> frozenset[int]:
+        now_ms = self._clock.boottime_ms()
+        if now_ms - self._looked_ms >= _LOOK_EVERY_MS:
+            # A new revocation list must hold for connections that are open, too.
+            self._looked_ms = now_ms
+            self._refresh()
         return self._material.revoked_serials if self._material else frozenset()
 
     def _credentials(self) -> grpc.ServerCredentials:
