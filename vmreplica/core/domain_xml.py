@@ -190,10 +190,21 @@ def test_xml(
     return _text(root)
 
 
-def metadata_element(*, replica_id: str, role: str) -> str:
-    """Our metadata element as libvirt's setMetadata takes it (it adds the namespace itself)."""
-    element = ET.Element("vm", replica_id=replica_id, role=role)
+def metadata_element(*, replica_id: str, role: str, autostart: str) -> str:
+    """Our metadata element as libvirt's setMetadata takes it (it adds the namespace itself).
+
+    :param autostart: what the VM's own autostart was, ``yes`` or ``no``: given back on removal.
+    """
+    element = ET.Element("vm", replica_id=replica_id, role=role, autostart=autostart)
     return ET.tostring(element, encoding="unicode")
+
+
+def metadata_attributes(xml: str) -> dict[str, str]:
+    """What our metadata element says; empty where it cannot be read."""
+    try:
+        return dict(ET.fromstring(xml).attrib)  # noqa: S314 - libvirt's own words
+    except ET.ParseError:
+        return {}
 
 
 def portable(xml: str) -> bytes:

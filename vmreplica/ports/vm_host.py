@@ -110,3 +110,7 @@ class VmHost(Protocol):
     async def set_primary_role(self, vm_uuid: str, replica_id: str, *, protected: bool) -> None:
         """Write or remove our metadata element of a primary, take over or give back autostart."""
         ...
+
+    async def start_vm(self, vm_uuid: str) -> bool:
+        """Start a VM of this host (its autostart is ours); False where it ran already."""
+        ...

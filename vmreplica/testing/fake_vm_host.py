@@ -191,6 +191,12 @@ class FakeVmHost:
             changed = replace(vm, role="", replica_id="", autostart=kept)
         self.vms[vm_uuid] = changed
 
+    async def start_vm(self, vm_uuid: str) -> bool:
+        """See the port."""
+        vm = await self.get_vm(vm_uuid)
+        self.vms[vm_uuid] = replace(vm, running=True)
+        return not vm.running
+
     def _answer(self) -> None:
         if self.down:
             raise Problem(
