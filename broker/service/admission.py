@@ -164,7 +164,7 @@ class Admission:
             return None
         context.events.write(
             "replica.placed",
-            f"Replica of {record.vm_name} placed: {placement.reasons[0]}.",
+            f"Replica of {record.domain_name} placed: {placement.reasons[0]}.",
             replica_id=replica_id,
             vm_name=record.vm_name,
             data={"node": placement.node, "trust_group": grant.trust_group},

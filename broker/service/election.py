@@ -157,12 +157,12 @@ class Election:
                 await self._one_lease()
         finally:
             stop()
-            self._step_down("stopped")
+            self._step_down("it was stopped")
 
     async def resign(self) -> None:
         """Clean stop: give the lease back, so that the next candidate leads at once."""
         self._resigned = True
-        self._step_down("resigned")
+        self._step_down("it stops")
         lease, self._lease = self._lease, None
         if lease is not None:
             try:
@@ -182,15 +182,17 @@ class Election:
         lease.on_deadline.append(lambda _: self._tell())
         keeping = asyncio.create_task(lease.run())
         campaign = asyncio.create_task(self._campaign(lease))
+        why = "it was stopped"
         try:
             done, _ = await asyncio.wait((keeping, campaign), return_when=asyncio.FIRST_COMPLETED)
+            why = "its lease or key is gone"
             for task in done:
                 task.result()
         finally:
             for task in (keeping, campaign):
                 task.cancel()
             await asyncio.gather(keeping, campaign, return_exceptions=True)
-            self._step_down("lease or key lost")
+            self._step_down(why)
         if campaign in done and keeping not in done and not self._resigned:
             await self._let_go(lease)
 

@@ -148,7 +148,7 @@ class Relocator:
 
     def _tell(self, move: Move) -> None:
         record = self._context.inventory.replica(move.replica_id)
-        name = record.vm_name if record else move.replica_id
+        name = record.domain_name if record else move.replica_id
         came_from = f" from {move.old_node} ({move.cause.value})" if move.old_node else ""
         self._context.events.write(
             "replica.relocated",

@@ -183,6 +183,11 @@ class World:
             if key.startswith(KEYS.owners)
         }
 
+    async def release(self, replica_id: str) -> None:
+        """What a draining or stopping owner does at the end of a cycle."""
+        freed = render(replace(self.owner(replica_id), released=True))
+        await self.root.transaction([], [Put(KEYS.owner(replica_id), freed)])
+
     async def admit(self, broker: Broker, number: int, name: str = "") -> ReplicaRecord:
         request = wish(number, name or f"vm{number}")
         return (await broker.services.admission.admit(("p.example.org",), request)).record

@@ -112,8 +112,7 @@ async def release_all(world: World, node: str) -> None:
     """What a draining node does, replica by replica."""
     for replica_id, owner in world.owners().items():
         if owner.node == node:
-            freed = render(replace(owner, released=True))
-            await world.root.transaction([], [Put(KEYS.owner(replica_id), freed)])
+            await world.release(replica_id)
 
 
 def drain_state(world: World, node: str) -> DrainState:
