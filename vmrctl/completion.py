@@ -6,6 +6,7 @@ A completion that cannot be had is an empty one; it never prints and never raise
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vmrctl.client import Client
 
 TIMEOUT_S = 1.0
+VARIABLE = "_VMRCTL_COMPLETE"
 
 
 def complete_contexts(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -26,7 +28,7 @@ def complete_contexts(ctx: click.Context, _param: click.Parameter, incomplete: s
         names = contexts.load(contexts.config_path(os.environ)).contexts
     except Failure:
         return []
-    return sorted(name for name in names if name.startswith(incomplete))
+    return [_typed(name) for name in sorted(names) if name.startswith(incomplete)]
 
 
 def complete_replications(
@@ -107,4 +109,14 @@ def _asked(
             client.close()
     except Failure:
         return []
-    return sorted(name for name in names if name.startswith(incomplete))
+    return [_typed(name) for name in sorted(names) if name.startswith(incomplete)]
+
+
+def _typed(name: str) -> str:
+    """A name as it must stand on the line: bash, unlike zsh, takes words as they come.
+
+    Twice, since the script reads the answer with ``read``, which takes one backslash away.
+    """
+    if os.environ.get(VARIABLE, "").startswith("bash"):
+        return re.sub(r"[^\w@%+=:,./-]", lambda found: "\\\\" + found[0], name)
+    return name

@@ -106,6 +106,7 @@ def shell(request: pytest.FixtureRequest, side: Side, tmp_path: Path) -> Iterato
         ("vmrctl ope", "operation"),
         ("vmrctl replication stop", "stop-initial"),
         ("vmrctl replication show oth", "other7"),
+        ("vmrctl replication show mai", "mail\\ server"),
         ("vmrctl node drain r", "r1[\\s\\S]*r2"),
         ("vmrctl --context prim", "primary"),
         ("vmrctl replication enable --compr", "--compression"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.vmrctl_room import CLOCK, OPERATION_ID, Side, Vmrctl, operation, serving
+from vmrctl import contexts
 from vmreplica.adapters import certificates
 from vmreplica.v1 import operation_pb2
 
@@ -97,6 +99,19 @@ def test_verify_against_a_server(vmrctl: Vmrctl, tmp_path: Path) -> None:
     assert gone.code == 8 and gone.json["items"][-1]["name"] == "tcp"
     issued.key.unlink()
     assert vmrctl(*line).json["items"][-1]["name"] == "key"
+
+
+def test_root_talks_to_the_local_socket(vmrctl: Vmrctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert vmrctl.side.socket is not None
+    for name in vmrctl.side.environ:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    local = functools.partial(contexts.resolve, socket_dir=vmrctl.side.socket.parent)
+    monkeypatch.setattr("vmrctl.session.resolve", local)
+    result = vmrctl("node", "undrain", "r1", "-o", "json")
+    assert (result.code, result.json) == (0, {"changed": True})
+    assert vmrctl.side.heard[0].request_id
+    assert vmrctl("version").code == 0
 
 
 class Cutter:

@@ -310,6 +310,7 @@ class Side:
     heard: list[Heard] = field(default_factory=list)
     port: int = 0
     files: tls.TlsFiles | None = None
+    socket: Path | None = None
 
     def requests(self, method: str) -> list[Any]:
         """What was asked of one method."""
@@ -372,14 +373,22 @@ def serving(directory: Path) -> Iterator[Side]:
     """A side that serves on a free port of localhost until the generator is closed."""
     ca = certificates.create_ca(directory, "room", CLOCK.wall_ms())
     issued = certificates.issue(directory, directory / "server", ["localhost"], CLOCK.wall_ms())
-    side = Side(files=tls.TlsFiles(issued.certificate, issued.key, ca))
+    sockets = directory / "run"
+    sockets.mkdir(mode=0o700)
+    side = Side(
+        files=tls.TlsFiles(issued.certificate, issued.key, ca), socket=sockets / "broker.sock"
+    )
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
     async def start() -> GrpcServer:
         server = GrpcServer(
-            listen="localhost:0", tls_files=side.files, cluster="site2", clock=CLOCK
+            listen="localhost:0",
+            tls_files=side.files,
+            cluster="site2",
+            clock=CLOCK,
+            unix_socket=side.socket,
         )
         for service in SERVICES:
             server.add(f"vmreplica.v1.{service}", _Api(side))

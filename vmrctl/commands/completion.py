@@ -7,11 +7,10 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
+from vmrctl.completion import VARIABLE
 from vmrctl.errors import Failure
 from vmrctl.session import Session
 from vmrctl.verbs import Verb, with_session
-
-VARIABLE = "_VMRCTL_COMPLETE"
 
 
 def print_script(session: Session, shell: str) -> None:
