@@ -1,0 +1,1 @@
+"""A whole cluster on one machine: hosts in namespaces, etcd, libvirt, brokers, nodes, guests."""
