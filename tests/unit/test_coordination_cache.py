@@ -91,13 +91,16 @@ async def test_it_lists_in_pages_at_one_revision(world: World) -> None:
         puts = [Put(f"/p/{batch:02}/{i:03}", "") for i in range(100)]
         await world.writer.transaction([], puts)
     world.faults.latency_ms = (100.0, 100.0)
+    world.faults.watch_delay_ms = (2_000.0, 2_000.0)
     starting = asyncio.create_task(world.start())
-    await world.clock.sleep(150)
+    await world.clock.sleep(120)
     await world.delete("/p/24/099")
-    await world.put("/p/00/000a")
+    await world.put("/p/24/0995")
     await starting
-    assert len(world.cache.items()) >= 2_499
-    await world.clock.sleep(QUIET_MS)
+    assert len(world.cache.items()) == 2_500
+    assert world.cache.get("/p/24/099") is not None
+    assert world.cache.get("/p/24/0995") is None
+    await world.clock.sleep(2_000 + QUIET_MS)
     assert world.is_true()
 
 

@@ -61,6 +61,7 @@ class EtcdChannels:
         self._settings = settings
         self._clock = clock
         self._credentials = read_credentials(settings)
+        self._credentials_problem = ""
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._retired: list[grpc.aio.Channel] = []
         # Members share the load: each client begins somewhere else.
@@ -188,8 +189,11 @@ class EtcdChannels:
         try:
             renewed = await asyncio.to_thread(read_credentials, self._settings)
         except Problem as problem:
-            log.warning("%s", problem)
+            if str(problem) != self._credentials_problem:
+                log.warning("%s", problem)
+            self._credentials_problem = str(problem)
             return
+        self._credentials_problem = ""
         if renewed == self._credentials or self.closed:
             return
         log.info("the certificate for etcd has changed: connecting anew")
