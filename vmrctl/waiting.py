@@ -10,7 +10,6 @@ from vmrctl.errors import EXIT_REFUSED, Failure, of_problem, timed_out
 from vmrctl.progress import Progress, Step
 from vmrctl.session import Session
 from vmrctl.values import shown_duration
-from vmreplica.adapters.system_clock import SystemClock
 from vmreplica.v1 import operation_pb2 as wire
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ def follow(session: Session, operation_id: str, title: str) -> Operation:
 
     :raises Failure: when ``--timeout`` passes first; the operation goes on.
     """
+    from vmreplica.adapters.system_clock import SystemClock
+
     clock = SystemClock()
     deadline_ms = clock.boottime_ms() + session.options.timeout
     try:
