@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broker.service.context import Context
-from broker.service.inventory import pick_replica
+from broker.service.replica_index import Outline, pick_outline
 from vmreplica.core.authorization import authorize, unknown_replica
 from vmreplica.core.identity import RoleKind
 from vmreplica.core.problems import Problem, Reason
@@ -39,7 +39,7 @@ class Access:
         """Whether the caller may read without being a replica's sender."""
         return call.identity.has_role(self.cluster, *READERS)
 
-    def sees(self, call: Call, record: ReplicaRecord) -> bool:
+    def sees(self, call: Call, record: Outline) -> bool:
         """Whether a replica exists for this caller: by role, or as one of its senders."""
         groups = self._operator_groups(call)
         if groups is not None:
@@ -65,10 +65,12 @@ class Access:
                 "The certificate names no host and bears no role of this cluster.",
                 remedy="Use a certificate with the host's name, or with a role in this cluster.",
             )
-        matching = self._context.inventory.matching(vm)
-        found = pick_replica(vm, [r for r in matching if self.sees(call, r)])
+        matching = self._context.inventory.index.matching(vm)
+        found = pick_outline(vm, [r for r in matching if self.sees(call, r)])
         if found is not None:
-            return found
+            record = self._context.inventory.replica(found.replica_id)
+            if record is not None:
+                return record
         if self.is_reader(call):
             other = self._context.inventory.find_replication(vm)
             if other is not None:
@@ -98,7 +100,7 @@ class Access:
             self._denied(call, problem)
         return problem
 
-    def _refusal(self, call: Call, record: ReplicaRecord) -> Problem | None:
+    def _refusal(self, call: Call, record: Outline) -> Problem | None:
         inventory = self._context.inventory
         names = call.identity.dns_names
         decision = authorize(names, inventory.settings, inventory.authorizations, record, "")

@@ -61,12 +61,13 @@ class FailoverService:
         """Running ones and the last result of each replica that ever had one."""
         self._access.require_reader(call)
         terms = parse_filter(request.filter, _KEYS)
+        inventory = self._services.inventory
         records = (
-            r
-            for r in self._services.inventory.replicas()
-            if (r.test_failover.running or r.test_failover.last_time_ms)
-            and terms.accepts(_facts(r))
-            and self._access.sees(call, r)
+            record
+            for outline in inventory.index.tested()
+            if self._access.sees(call, outline)
+            and (record := inventory.replica(outline.replica_id)) is not None
+            and terms.accepts(_facts(record))
         )
         items, token = page(records, lambda r: r.replica_id, request.page_size, request.page_token)
         return pb.ListTestFailoversResponse(

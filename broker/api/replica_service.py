@@ -8,6 +8,7 @@ from broker.api.access import Access
 from broker.api.forward import LeaderWrites
 from broker.api.nodes import Nodes
 from broker.service.composition import BrokerServices
+from broker.service.replica_index import Outline
 from vmreplica.core.filters import Filter, page, parse_filter
 from vmreplica.core.problems import Problem
 from vmreplica.core.records import OwnerRecord, PolicyRecord, ReplicaRecord
@@ -75,14 +76,16 @@ class ReplicaService:
     ) -> replica_pb2.ListReplicasResponse:
         """What the caller may see; heads of those whose owner answers within 2 s."""
         terms = parse_filter(request.filter)
+        inventory = self._services.inventory
         visible = (
             r
-            for r in self._services.inventory.replicas()
+            for r in inventory.index.outlines()
             if _fits(terms, self._facts(r)) and self._access.sees(call, r)
         )
-        records, token = page(
+        outlines, token = page(
             visible, lambda r: r.replica_id, request.page_size, request.page_token
         )
+        records = [r for o in outlines if (r := inventory.replica(o.replica_id)) is not None]
         gate = asyncio.Semaphore(_AT_ONCE)
         items = await asyncio.gather(*(self._shown(call, r, gate) for r in records))
         return replica_pb2.ListReplicasResponse(
@@ -145,11 +148,11 @@ class ReplicaService:
     def _cap(self) -> str:
         return self._services.context.client_access_point
 
-    def _owner(self, record: ReplicaRecord) -> OwnerRecord | None:
+    def _owner(self, record: ReplicaRecord | Outline) -> OwnerRecord | None:
         owned = self._services.inventory.owner(record.replica_id)
         return owned.record if owned else None
 
-    def _facts(self, record: ReplicaRecord) -> dict[str, str]:
+    def _facts(self, record: Outline) -> dict[str, str]:
         owner = self._owner(record)
         return {
             "vm_name": record.vm_name,

@@ -177,7 +177,7 @@ class Admission:
             PlacementRequest(
                 storage_location=grant.storage_location,
                 size_bytes=sum(d.size_bytes for d in request.disks if not d.excluded),
-                committed_bytes=context.inventory.committed_bytes(grant.storage_location),
+                committed_bytes=context.inventory.index.committed_bytes(grant.storage_location),
                 needs_shared=not context.standalone,
                 version=context.version,
             ),
@@ -203,7 +203,8 @@ class Admission:
         ]
         folder = folder_name(request.folder, replica_id, placement.incarnation)
         folder_path = f"{grant.storage_location.rstrip('/')}/{folder}"
-        if inventory.folder_taken(folder_path):
+        taken_folder = inventory.index.folder_taken(request.folder, grant.storage_location)
+        if request.folder and taken_folder:
             raise Problem(
                 Reason.BAD_FIELD,
                 f"The folder {folder_path} belongs to another replica.",

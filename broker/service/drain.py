@@ -151,7 +151,7 @@ class Drain:
         """Each storage location it keeps replicas in must be reached by another working node."""
         inventory = self._context.inventory
         others = [n.load for n in inventory.live_nodes() if n.load.name != name]
-        for location in sorted(inventory.locations_used_by(name)):
+        for location in sorted(inventory.index.locations_of(name)):
             request = PlacementRequest(
                 storage_location=location, size_bytes=0, version=self._context.version
             )

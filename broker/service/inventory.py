@@ -14,6 +14,7 @@ from enum import StrEnum
 from sys import intern
 from typing import Protocol, TypeVar
 
+from broker.service.replica_index import Owned, ReplicaIndex, pick_outline
 from vmreplica.core.keys import Keys
 from vmreplica.core.leadership import Candidate
 from vmreplica.core.names import Named, pick
@@ -24,7 +25,6 @@ from vmreplica.core.records import (
     DrainState,
     NodeConfigRecord,
     NodeRecord,
-    OwnerRecord,
     ReplicaRecord,
     ReplicationRecord,
     parse,
@@ -96,29 +96,14 @@ class NodeView:
     replicas: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Owned:
-    """An owner record with the revision its guards name."""
-
-    record: OwnerRecord
-    mod_revision: int
-
-
 class Inventory:
     """Typed, indexed view over the cache of one cluster's records."""
 
     def __init__(self, cache: RecordCache, keys: Keys) -> None:
         self.cache = cache
         self.keys = keys
-        self._replicas: dict[str, ReplicaRecord] = {}
-        self._owners: dict[str, Owned] = {}
-        self._by_owner: dict[tuple[str, str], set[str]] = {}
-        self._released: set[str] = set()
-        self._ownerless: set[str] = set()
-        self._by_name: dict[str, tuple[str, ...]] = {}
-        self._by_uuid: dict[str, tuple[str, ...]] = {}
-        self._domains: Counter[str] = Counter()
-        self._committed: Counter[str] = Counter()
+        self._index = ReplicaIndex(keys)
+        self._primaries: Counter[str] = Counter()
         self._replications: dict[str, ReplicationRecord] = {}
         self._nodes: dict[tuple[str, str], tuple[NodeRecord, int]] = {}
         self._configs: dict[str, NodeConfigRecord] = {}
@@ -127,8 +112,8 @@ class Inventory:
         self._settings_record = SettingsRecord()
         self._settings = Settings()
         self._routes: tuple[tuple[str, Callable[[str, str, KeyValue | None], None]], ...] = (
-            (keys.owners, self._owner_changed),
-            (keys.replicas, self._replica_changed),
+            (keys.owners, lambda _, name, kv: self._index.owner_changed(name, kv)),
+            (keys.replicas, lambda _, name, kv: self._index.replica_changed(name, kv)),
             (keys.replications, self._replication_changed),
             (keys.nodes, self._node_changed),
             (keys.node_configs, self._config_changed),
@@ -166,51 +151,38 @@ class Inventory:
 
     # ---- replicas ----
 
+    @property
+    def index(self) -> ReplicaIndex:
+        """Outlines, owners and names of all replicas."""
+        return self._index
+
     def replica(self, replica_id: str) -> ReplicaRecord | None:
-        """One replica's record."""
-        return self._replicas.get(replica_id)
+        """One replica's whole record."""
+        return self._index.record(self.cache.get(self.keys.replica(replica_id)))
 
     def owner(self, replica_id: str) -> Owned | None:
         """Who owns it, as last heard."""
-        return self._owners.get(replica_id)
-
-    def replicas(self) -> Iterator[ReplicaRecord]:
-        """All replicas, by rising id."""
-        return (self._replicas[i] for i in sorted(self._replicas))
-
-    @property
-    def replica_count(self) -> int:
-        """How many replicas the cluster keeps."""
-        return len(self._replicas)
-
-    def matching(self, vm: str) -> list[ReplicaRecord]:
-        """Every replica that a name, vm_uuid or replica_id fits."""
-        ids = {vm, *self._by_uuid.get(vm, ()), *self._by_name.get(vm, ())}
-        return [record for i in ids if (record := self._replicas.get(i)) is not None]
+        return self._index.owner(replica_id)
 
     def find(self, vm: str) -> ReplicaRecord | None:
         """By name, vm_uuid or replica_id. :raises Problem: AMBIGUOUS_NAME"""
-        return pick_replica(vm, self.matching(vm))
+        found = pick_outline(vm, self._index.matching(vm))
+        return self.replica(found.replica_id) if found else None
 
     def replica_of(self, trust_group: str, vm_uuid: str) -> ReplicaRecord | None:
         """The one replica of a VM in a trust group."""
-        for replica_id in self._by_uuid.get(vm_uuid, ()):
-            record = self._replicas[replica_id]
-            if record.trust_group == trust_group:
-                return record
-        return None
+        replica_id = self._index.of_vm(trust_group, vm_uuid)
+        return self.replica(replica_id) if replica_id else None
 
     def domain_name_taken(self, name: str) -> bool:
         """Whether some VM of the cluster is known by this domain name."""
-        return self._domains[name] > 0
+        return self._index.domain_name_taken(name) or self._primaries[name] > 0
 
-    def folder_taken(self, folder_path: str) -> bool:
-        """Whether a replica lives in this directory."""
-        return any(r.folder_path == folder_path for r in self._replicas.values())
-
-    def committed_bytes(self, storage_location: str) -> int:
-        """Disk sizes of all replicas in a storage location."""
-        return self._committed[storage_location]
+    def needy(self) -> list[OwnedReplica]:
+        """Replicas that may need another owner: released, ownerless, owner gone or stalled."""
+        return self._index.needy(
+            key for key, (record, _) in self._nodes.items() if not record.stalled
+        )
 
     # ---- the primary side ----
 
@@ -249,8 +221,8 @@ class Inventory:
 
     def node_names(self) -> tuple[str, ...]:
         """Every node ever registered, and every one that lives or is named as an owner."""
-        owning = {name for (name, _), ids in self._by_owner.items() if ids}
-        return tuple(sorted({*self._configs, *(n for n, _ in self._nodes), *owning}))
+        living = {name for name, _ in self._nodes}
+        return tuple(sorted({*self._configs, *living, *self._index.owning_nodes()}))
 
     def node_config(self, name: str) -> NodeConfigRecord:
         """What people decided about it."""
@@ -280,26 +252,8 @@ class Inventory:
             config=config,
             record=record,
             mod_revision=self._nodes[name, record.incarnation][1] if record else 0,
-            replicas=self.owned_count(name),
+            replicas=self._index.count_of(name),
         )
-
-    def owned_count(self, name: str) -> int:
-        """Replicas named to any incarnation of a node."""
-        return sum(len(ids) for (n, _), ids in self._by_owner.items() if n == name)
-
-    def locations_used_by(self, name: str) -> set[str]:
-        """Storage locations of the replicas a node owns."""
-        ids = (i for (n, _), owned in self._by_owner.items() if n == name for i in owned)
-        return {r.storage_location for i in ids if (r := self._replicas.get(i)) is not None}
-
-    def needy(self) -> list[OwnedReplica]:
-        """Replicas that may need another owner: released, ownerless, owner gone or stalled."""
-        ids = self._released | self._ownerless
-        for key, owned in self._by_owner.items():
-            node = self._nodes.get(key)
-            if node is None or node[0].stalled:
-                ids = ids | owned
-        return [self._owned_replica(i) for i in ids if i in self._replicas]
 
     # ---- brokers ----
 
@@ -330,65 +284,12 @@ class Inventory:
             log.error("key %s holds no %s and is ignored: %s", kv.key, kind.__name__, error)
             return None
 
-    def _replica_changed(self, _: str, replica_id: str, kv: KeyValue | None) -> None:
-        old = self._replicas.pop(replica_id, None)
-        if old is not None:
-            self._count(old, -1)
-        record = self._parse(ReplicaRecord, kv)
-        if record is not None and record.replica_id == replica_id:
-            record = _interned(record)
-            self._replicas[replica_id] = record
-            self._count(record, 1)
-        self._sort_in(replica_id)
-
-    def _count(self, record: ReplicaRecord, change: int) -> None:
-        size = sum(d.size_bytes for d in record.disks if not d.excluded)
-        self._committed[record.storage_location] += size * change
-        self._domains[record.domain_name] += change
-        if not self._domains[record.domain_name]:
-            del self._domains[record.domain_name]
-        for index, name in ((self._by_name, record.vm_name), (self._by_uuid, record.vm_uuid)):
-            others = tuple(i for i in index.pop(name, ()) if i != record.replica_id)
-            ids = (*others, record.replica_id) if change > 0 else others
-            if ids:
-                index[name] = ids
-
-    def _owner_changed(self, _: str, replica_id: str, kv: KeyValue | None) -> None:
-        old = self._owners.pop(replica_id, None)
-        if old is not None:
-            self._by_owner[old.record.node, old.record.incarnation].discard(replica_id)
-            if not self._by_owner[old.record.node, old.record.incarnation]:
-                del self._by_owner[old.record.node, old.record.incarnation]
-        record = self._parse(OwnerRecord, kv)
-        if record is not None and kv is not None:
-            node, incarnation = intern(record.node), intern(record.incarnation)
-            slim = OwnerRecord(
-                node=node,
-                incarnation=incarnation,
-                epoch=record.epoch,
-                released=record.released,
-            )
-            self._owners[replica_id] = Owned(slim, kv.mod_revision)
-            self._by_owner.setdefault((node, incarnation), set()).add(replica_id)
-        self._sort_in(replica_id)
-
-    def _sort_in(self, replica_id: str) -> None:
-        owned = self._owners.get(replica_id)
-        for group, belongs in (
-            (self._released, owned is not None and owned.record.released),
-            (self._ownerless, owned is None and replica_id in self._replicas),
-        ):
-            if belongs:
-                group.add(replica_id)
-            else:
-                group.discard(replica_id)
-
     def _replication_changed(self, _: str, replica_id: str, kv: KeyValue | None) -> None:
         old = self._replications.pop(replica_id, None)
         record = self._parse(ReplicationRecord, kv)
         for entry, change in ((old, -1), (record, 1)):
             if entry is not None:
-                self._domains[entry.vm_name] += change
+                self._primaries[entry.vm_name] += change
         if record is not None:
             self._replications[replica_id] = record
 
@@ -417,15 +318,6 @@ class Inventory:
         if record is not None:
             self._authorizations[primary] = record
 
-    def _owned_replica(self, replica_id: str) -> OwnedReplica:
-        owned = self._owners.get(replica_id)
-        return OwnedReplica(
-            replica_id=replica_id,
-            storage_location=self._replicas[replica_id].storage_location,
-            owner=owned.record if owned else None,
-            owner_mod_revision=owned.mod_revision if owned else 0,
-        )
-
     def _load(self, record: NodeRecord) -> NodeLoad:
         return NodeLoad(
             name=record.name,
@@ -434,21 +326,7 @@ class Inventory:
             storage=record.storage,
             stalled=record.stalled,
             drain=self.node_config(record.name).drain,
-            replicas=len(self._by_owner.get((record.name, record.incarnation), ())),
+            replicas=self._index.count_of(record.name, record.incarnation),
             running_vms=record.running_vms,
             memory_free_bytes=record.memory_free_bytes,
         )
-
-
-def pick_replica(vm: str, records: Iterable[ReplicaRecord]) -> ReplicaRecord | None:
-    """The one meant by ``vm``. :raises Problem: AMBIGUOUS_NAME"""
-    by_id = {r.replica_id: r for r in records}
-    found = pick(vm, [Named(r.replica_id, r.vm_uuid, r.vm_name) for r in by_id.values()])
-    return by_id[found.replica_id] if found else None
-
-
-def _interned(record: ReplicaRecord) -> ReplicaRecord:
-    """The same record, sharing the texts that many replicas have in common."""
-    for name in ("trust_group", "storage_location", "primary_access_point", "placement_node"):
-        object.__setattr__(record, name, intern(getattr(record, name)))
-    return record

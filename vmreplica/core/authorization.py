@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from vmreplica.core.problems import Problem, Reason
-from vmreplica.core.records import AuthorizationRecord, ReplicaRecord
+from vmreplica.core.records import AuthorizationRecord
 from vmreplica.core.settings import Settings
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -29,11 +30,30 @@ class Grant:
     storage_location: str
 
 
+class Guarded(Protocol):
+    """What is asked of an existing replica (a ReplicaRecord has it)."""
+
+    @property
+    def replica_id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def trust_group(self) -> str:
+        """Who may touch it."""
+        ...
+
+    @property
+    def storage_location(self) -> str:
+        """Where it lies."""
+        ...
+
+
 def authorize(
     names: Sequence[str],
     settings: Settings,
     entries: Iterable[AuthorizationRecord],
-    replica: ReplicaRecord | None,
+    replica: Guarded | None,
     primary_access_point: str,
 ) -> Grant | Problem:
     """Decide; never raises. The caller raises the Problem it gets.
@@ -146,7 +166,7 @@ def _on_existing(
     own: tuple[str, ...],
     settings: Settings,
     matching: list[AuthorizationRecord],
-    replica: ReplicaRecord,
+    replica: Guarded,
 ) -> Grant | Problem:
     entry_groups = {e.trust_group for e in matching}
     groups = set(entry_groups)
