@@ -249,6 +249,32 @@ def test_enable_starts_what_is_ready(vmrctl: Vmrctl, start: str, at_ms: int | No
         assert result.json["operation_id"] == OPERATION_ID
 
 
+def test_enable_follows_a_running_initial_replication_only_when_asked(vmrctl: Vmrctl) -> None:
+    vmrctl.side.answers["enable_replication"] = replication_pb2.EnableReplicationResponse(
+        replication=replication(state=types_pb2.REPLICATION_STATE_WAITING_FOR_INITIAL_REPLICATION),
+        operation_id=OPERATION_ID,
+    )
+    line = "replication enable guest1 --to r:7443".split()
+    assert vmrctl(*line, "-o", "json").json["changed"] is False
+    assert not vmrctl.side.requests("watch_operation")
+    assert vmrctl(*line, "--wait").code == 0
+    assert len(vmrctl.side.requests("watch_operation")) == 1
+    assert not vmrctl.side.requests("start_replication")
+
+
+def test_enable_waits_until_it_can_start(vmrctl: Vmrctl) -> None:
+    vmrctl.side.answers["enable_replication"] = replication_pb2.EnableReplicationResponse(
+        replication=replication(state=types_pb2.REPLICATION_STATE_NOT_ENABLED),
+        changed=True,
+        operation_id=OPERATION_ID,
+    )
+    ready = replication_pb2.GetReplicationResponse(replication=replication(state=READY))
+    vmrctl.side.answers["get_replication"] = ready
+    assert vmrctl(*"replication enable guest1 --to r:7443 -q".split()).code == 0
+    methods = [heard.method for heard in vmrctl.side.heard]
+    assert methods.index("watch_operation") < methods.index("start_replication")
+
+
 def test_enable_waits_for_the_initial_replication(vmrctl: Vmrctl) -> None:
     vmrctl.side.answers["enable_replication"] = replication_pb2.EnableReplicationResponse(
         replication=replication(state=READY), changed=True

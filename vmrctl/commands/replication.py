@@ -26,6 +26,11 @@ vm_argument = click.argument("vm", metavar="VM", shell_complete=complete_replica
 ENABLE_TIMEOUT_S = 120.0
 """Enabling asks both sides, defines the replica and checks every disk before it answers."""
 
+_NOT_YET = (
+    types.REPLICATION_STATE_UNSPECIFIED,
+    types.REPLICATION_STATE_NOT_ENABLED,
+)
+
 
 def policy_options(callback: Callable[..., Any]) -> Callable[..., Any]:
     """The flags that ``enable`` and ``set`` share."""
@@ -90,8 +95,10 @@ def enable(session: Session, vm: str, to: str, start: str, **policy: Any) -> Non
     name = answer.replication.vm_name or vm
     operation_id = answer.operation_id
     if start != "later":
-        wait_for(session, operation_id, f"enable {name}")
-        replication = _get(session, vm) if operation_id else answer.replication
+        replication = answer.replication
+        if operation_id and replication.state in _NOT_YET:
+            wait_for(session, operation_id, f"enable {name}")
+            replication = _get(session, vm)
         if replication.state == types.REPLICATION_STATE_READY_FOR_INITIAL_REPLICATION:
             operation_id = _start(session, vm, at_ms).operation_id
             result |= {
