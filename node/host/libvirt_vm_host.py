@@ -47,12 +47,14 @@ class LibvirtVmHost:
         state_dir: str = "/var/lib/vmreplica",
         boot_file_directories: Sequence[str] = BOOT_FILE_DIRECTORIES,
         swtpm_dir: str = "/var/lib/libvirt/swtpm",
+        boot_mark: str = "/run/vmreplica/booted",
     ) -> None:
         self._connection = connection
         self._randomness = randomness
         self._state_dir = state_dir
         self._boot_file_directories = tuple(boot_file_directories)
         self._swtpm_dir = swtpm_dir
+        self._boot_mark = boot_mark
 
     async def list_vms(self) -> tuple[Vm, ...]:
         """See the port."""
@@ -244,6 +246,10 @@ class LibvirtVmHost:
 
         return await self._run(vm_uuid, work, again=False)
 
+    async def first_since_boot(self) -> bool:
+        """See the port: the mark lies where a boot wipes it."""
+        return await asyncio.to_thread(_first_mark, self._boot_mark)
+
     # --- parts ------------------------------------------------------------------------------
 
     async def _run(self, vm: str, work: Callable[[Any], T], *, again: bool = True) -> T:
@@ -382,6 +388,16 @@ def _taken(domain_name: str, uuid: str) -> Problem:
         value=f"{domain_name} ({uuid})",
         remedy="Rename or undefine that VM (virsh domrename, virsh undefine)",
     )
+
+
+def _first_mark(path: str) -> bool:
+    mark = Path(path)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _write_private(path: str, data: bytes) -> None:

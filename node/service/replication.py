@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from node.service.bandwidth import TokenBucket
 from node.service.cycle_runner import CycleRunner
+from node.service.replication_boot import BootStarter
 from node.service.replication_records import RecordCache, RecordWriter, ReplicationRecords
 from node.service.replication_task import ProtectedVm, Tools
 from node.service.replication_view import ReplicationView, view_of, view_of_record
@@ -31,7 +32,6 @@ from vmreplica.ports.vm_host import Vm, VmHost
 
 log = logging.getLogger(__name__)
 RECOVER_AGAIN_MS = 2_000
-RETURN_UNREACHABLE_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,7 @@ class PrimaryRole:
         )
         self._vms: dict[str, ProtectedVm] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._boot = BootStarter(link, host, clock, events, lambda: limits().return_policy)
         self._enabling = asyncio.Lock()
         self._recovered = asyncio.Event()
 
@@ -96,6 +97,7 @@ class PrimaryRole:
                 if record.node == self._node:
                     self._protect(record)
             self._recovered.set()
+            await self._boot.start_due([v.record for v in self._vms.values()])
             await asyncio.Event().wait()
         finally:
             await drop(*self._tasks.values())

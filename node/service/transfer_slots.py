@@ -21,6 +21,7 @@ class TransferLimits:
     vm_bandwidth_limit_bytes_per_s: int = 0
     default_frequency_ms: int = 300_000
     replication_enabled: bool = True
+    return_policy: str = "start"
 
 
 class TransferSlots:

@@ -114,3 +114,7 @@ class VmHost(Protocol):
     async def start_vm(self, vm_uuid: str) -> bool:
         """Start a VM of this host (its autostart is ours); False where it ran already."""
         ...
+
+    async def first_since_boot(self) -> bool:
+        """True once after each boot of the host: the VMs whose autostart is ours are due."""
+        ...

@@ -61,6 +61,7 @@ class FakeVmHost:
     vms: dict[str, Vm] = field(default_factory=dict)
     tests: dict[str, TestVm] = field(default_factory=dict)
     down: bool = False
+    booted: bool = True
     fail_next_test: Problem | None = None
     autostarts_kept: dict[str, bool] = field(default_factory=dict)
 
@@ -190,6 +191,11 @@ class FakeVmHost:
             kept = self.autostarts_kept.pop(vm_uuid, vm.autostart)
             changed = replace(vm, role="", replica_id="", autostart=kept)
         self.vms[vm_uuid] = changed
+
+    async def first_since_boot(self) -> bool:
+        """See the port."""
+        due, self.booted = self.booted, False
+        return due
 
     async def start_vm(self, vm_uuid: str) -> bool:
         """See the port."""
