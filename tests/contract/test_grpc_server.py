@@ -209,14 +209,16 @@ async def test_health_and_reflection(room):
     made.set_health("vmreplica.node", False)
     assert (await anext(watch)).status == 2
     await watch.aclose()
-    call = raw_channel(pool, address).stream_stream(
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-    )()
-    await call.write(reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString())
-    answer = reflection_pb2.ServerReflectionResponse.FromString(await call.read())
-    names = {service.name for service in answer.list_services_response.service}
-    assert {"vmreplica.v1.LocationService", "grpc.health.v1.Health"} <= names
-    call.cancel()
+    for version in ("v1", "v1alpha"):
+        call = raw_channel(pool, address).stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+        )()
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        await call.write(request.SerializeToString())
+        answer = reflection_pb2.ServerReflectionResponse.FromString(await call.read())
+        names = {service.name for service in answer.list_services_response.service}
+        assert {"vmreplica.v1.LocationService", "grpc.health.v1.Health"} <= names
+        call.cancel()
 
 
 async def test_wrong_server_name_is_refused(room):

@@ -87,6 +87,8 @@ class GrpcServer:
         names += [_HEALTH, reflection.SERVICE_NAME]
         self.add(_HEALTH, self._health)
         self.add(reflection.SERVICE_NAME, ReflectionService(names))
+        # Version 1 differs from v1alpha in its name alone; newer clients ask for it first.
+        self._services[_REFLECTION_V1] = self._services[reflection.SERVICE_NAME]
         for service in {*self._services, *(service for service, _ in self._raw)}:
             methods = dict(self._services.get(service, {}))
             methods.update({name: h for (owner, name), h in self._raw.items() if owner == service})
@@ -194,6 +196,7 @@ class GrpcServer:
 
 
 _HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _REFLECTION_FILE = reflection_pb2.DESCRIPTOR
 """Keeps the reflection service's descriptor registered."""
 
