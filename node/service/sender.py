@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -43,6 +44,15 @@ class Progress:
     wire_bytes: int = 0
     streams: int = 0
     epoch: int = 0
+    frames_done: int = 0
+
+    def received(self, number: int, data_bytes: int) -> None:
+        """The owner has frame ``number``; what it gets a second time counts once."""
+        if number >= self.frames_done:
+            self.frames_done = number + 1
+            # Clusters planned as data that turn out to be zeros are in the total alone: the end
+            # of the cycle sets done to total.
+            self.done_bytes = min(self.done_bytes + data_bytes, self.total_bytes)
 
 
 class CycleSender:
@@ -131,24 +141,14 @@ class CycleSender:
         """Send frames from ``first`` on, then the close."""
         number = first
         async for frame in self._job.frames(first):
-            fresh = number == self._digest.frames
             self._digest.add(number, frame)
-            await window.admit(len(frame.payload))
+            await window.admit(frame)
             await self._bandwidth.take(len(frame.payload))
             await stream.send(frame)
             number += 1
-            if fresh:
-                self._count(frame)
         await self._job.finish_reading()
         window.closed()
         await stream.send(self._describe(self._digest.clusters, self._digest.finish()))
-
-    def _count(self, frame: Frame) -> None:
-        # Clusters planned as data that turn out to be zeros count nothing in either figure's
-        # favour: the total is an upper bound, and the end of the cycle sets done to total.
-        data = sum(1 for size in frame.stored_bytes if size)
-        done = self._progress.done_bytes + data * CLUSTER_BYTES
-        self._progress.done_bytes = min(done, self._progress.total_bytes)
 
     @property
     def clock(self) -> Clock:
@@ -160,23 +160,36 @@ class CycleSender:
         """The way to the owner."""
         return self._route
 
+    @property
+    def progress(self) -> Progress:
+        """What people see."""
+        return self._progress
+
 
 class _WindowGate:
-    """Holds the sender back while 8 MiB are under way."""
+    """Holds the sender back while 8 MiB are under way, and counts what has arrived."""
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, progress: Progress) -> None:
         self._window = Window(first)
+        self._next = first
+        self._under_way: deque[tuple[int, int]] = deque()
+        self._progress = progress
         self._closed = False
         self._moved = asyncio.Event()
 
-    async def admit(self, payload_bytes: int) -> None:
-        while not self._window.fits(payload_bytes):
+    async def admit(self, frame: Frame) -> None:
+        while not self._window.fits(len(frame.payload)):
             self._moved.clear()
             await self._moved.wait()
-        self._window.sent(payload_bytes)
+        self._window.sent(len(frame.payload))
+        data = sum(1 for size in frame.stored_bytes if size)
+        self._under_way.append((self._next, data * CLUSTER_BYTES))
+        self._next += 1
 
     def received(self, frames: int) -> None:
         self._window.received(frames)
+        while self._under_way and self._under_way[0][0] < frames:
+            self._progress.received(*self._under_way.popleft())
         self._moved.set()
 
     def closed(self) -> None:
@@ -195,7 +208,7 @@ class _Stream:
         self._sender = sender
         self._opened = opened
         self._first = first
-        self._gate = _WindowGate(first)
+        self._gate = _WindowGate(first, sender.progress)
         self._heard_ms = sender.clock.boottime_ms()
 
     async def run(self) -> Acknowledged:
