@@ -9,7 +9,6 @@ from contextlib import aclosing
 import pytest
 
 from tests.contract.store_room import Room
-from vmreplica.adapters.system_clock import SystemClock
 from vmreplica.ports.cluster_store import (
     ClusterStore,
     Compacted,
@@ -334,7 +333,7 @@ async def fact_a_watch_from_now_on_shows_nothing_older(room: Room) -> None:
     async def write() -> None:
         while not stop.is_set():
             await room.put("new")
-            await asyncio.sleep(0.05)
+            await room.clock.sleep(50)
 
     async with asyncio.TaskGroup() as group:
         group.create_task(write())
@@ -400,8 +399,8 @@ async def fact_lease_times_are_whole_seconds_and_never_shorter(room: Room) -> No
     assert (await room.store.grant(5_200)).ttl_ms == 6_000
 
 
-async def slow_fact_a_lease_runs_out_late_and_never_early(room: Room) -> None:
-    clock = SystemClock()
+async def fact_a_lease_runs_out_late_and_never_early(room: Room) -> None:
+    clock = room.clock
     lease = await room.store.grant(1_000)
     before = await room.revision()
     for name in ("a", "b"):
@@ -416,19 +415,18 @@ async def slow_fact_a_lease_runs_out_late_and_never_early(room: Room) -> None:
     assert await room.store.keepalive(lease.lease_id, 2_000) == 0
 
 
-async def slow_fact_keepalives_keep_it(room: Room) -> None:
+async def fact_keepalives_keep_it(room: Room) -> None:
     lease = await room.store.grant(2_000)
     await room.put("a", lease_id=lease.lease_id)
     for _ in range(4):
-        await asyncio.sleep(0.7)
+        await room.clock.sleep(700)
         assert await room.store.keepalive(lease.lease_id, 1_000) == lease.ttl_ms
     assert await room.store.get(room.key("a")) is not None
     await room.store.revoke(lease.lease_id)
 
 
 FACTS = {
-    name.partition("fact_")[2]: fact
+    name.removeprefix("fact_"): fact
     for name, fact in list(globals().items())
-    if name.startswith(("fact_", "slow_fact_"))
+    if name.startswith("fact_")
 }
-SLOW = {name for name in FACTS if f"slow_fact_{name}" in globals()}

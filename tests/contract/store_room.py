@@ -14,6 +14,7 @@ from vmreplica.adapters.etcd_store import EtcdStore
 from vmreplica.adapters.local_store import LocalStore
 from vmreplica.adapters.system_clock import SystemClock
 from vmreplica.adapters.system_randomness import SystemRandomness
+from vmreplica.ports.clock import Clock
 from vmreplica.ports.cluster_store import (
     ClusterStore,
     Compare,
@@ -22,6 +23,7 @@ from vmreplica.ports.cluster_store import (
     WatchEvent,
 )
 from vmreplica.testing import etcd_model as model
+from vmreplica.testing.fake_clock import FakeClock
 from vmreplica.testing.fake_cluster_store import FakeClusterStore
 from vmreplica.testing.fake_store_server import FakeStoreServer
 
@@ -32,8 +34,13 @@ class Room:
     """A store under test, a second client of the same one, and a prefix of one's own."""
 
     def __init__(
-        self, store: ClusterStore, other: ClusterStore, compact: Callable[[int], Awaitable[None]]
+        self,
+        store: ClusterStore,
+        other: ClusterStore,
+        compact: Callable[[int], Awaitable[None]],
+        clock: Clock,
     ) -> None:
+        self.clock = clock
         self.store = store
         self.other = other
         self.compact = compact
@@ -95,14 +102,14 @@ async def fake_room(step: Any = None) -> AsyncIterator[Room]:
         server.apply(model.Compact(revision))
         server.faults("a").on_change()
 
-    yield Room(FakeClusterStore(server, "a"), FakeClusterStore(server, "b"), compact)
+    yield Room(FakeClusterStore(server, "a"), FakeClusterStore(server, "b"), compact, FakeClock())
     server.close()
 
 
 @asynccontextmanager
 async def local_room(directory: Path) -> AsyncIterator[Room]:
     store = await LocalStore.open(directory / "store.db", SystemClock())
-    yield Room(store, store, store.compact)
+    yield Room(store, store, store.compact, SystemClock())
     await store.close()
 
 
@@ -110,6 +117,6 @@ async def local_room(directory: Path) -> AsyncIterator[Room]:
 async def etcd_room(cluster: Any) -> AsyncIterator[Room]:
     store = EtcdStore(cluster.settings(), SystemClock(), SystemRandomness())
     other = EtcdStore(cluster.settings(), SystemClock(), SystemRandomness())
-    yield Room(store, other, store.compact)
+    yield Room(store, other, store.compact, SystemClock())
     await store.close()
     await other.close()
