@@ -44,10 +44,11 @@ from vmreplica.core.cycle import (
 from vmreplica.core.identity import Identity, Role, RoleKind
 from vmreplica.core.problems import Problem, Reason
 from vmreplica.ports.replica_link import LinkFailed, Location, NewReplica
-from vmreplica.v1 import event_pb2, location_pb2, replica_pb2, types_pb2
+from vmreplica.v1 import cycle_pb2, event_pb2, location_pb2, replica_pb2, types_pb2
 from vmreplica.wire.call import RELAY_IDENTITY, Call
 from vmreplica.wire.cycle_messages import reply_to_message, request_from_message
 from vmreplica.wire.node_caller import NodeTarget, RawStream
+from vmreplica.wire.relay_identity import sign
 
 REPLICA = "123e4567-e89b-42d3-a456-426614174000"
 PAYLOAD = os.urandom(16 * CLUSTER_BYTES)
@@ -423,8 +424,6 @@ async def test_identity_from_outside_is_dropped_and_told(room: Room, pki: Pki):
 
 
 async def test_forged_identity_of_a_broker_is_refused(room: Room, pki: Pki):
-    from vmreplica.wire.relay_identity import sign
-
     thief = ChannelPool(pki.files("thief", "x.example"), CLOCK).material().private_key
     forged = sign(Identity(local_root=True), "", CLOCK.wall_ms(), thief)
     problem = await problem_of_call(
@@ -443,8 +442,6 @@ async def test_forged_identity_of_a_broker_is_refused(room: Room, pki: Pki):
 
 
 async def test_list_digests_problem(room: Room):
-    from vmreplica.v1 import cycle_pb2
-
     link = GrpcReplicaLink(room.pool)
     request = cycle_pb2.ListDigestsRequest(replica_id=REPLICA, target="vda", seq=4)
     answers = link.list_digests(room.target.address, "n1.example", request)
