@@ -18,6 +18,7 @@ READERS = (
     RoleKind.BROKER,
     RoleKind.NODE,
 )
+_NEVER_MS = 1 << 60
 
 
 class Access:
@@ -34,6 +35,7 @@ class Access:
     def require_reader(self, call: Call) -> None:
         """:raises Problem: ROLE_REQUIRED"""
         require_role(call, self.cluster, *READERS)
+        self._check_listed()
 
     def is_reader(self, call: Call) -> bool:
         """Whether the caller may read without being a replica's sender."""
@@ -52,6 +54,7 @@ class Access:
         :raises Problem: AMBIGUOUS_NAME, WRONG_SIDE, UNKNOWN_REPLICA, NO_IDENTITY, NOT_AUTHORIZED;
             BAD_FIELD where nothing is named.
         """
+        self._check_listed()
         if not vm:
             raise Problem(
                 Reason.BAD_FIELD,
@@ -99,6 +102,15 @@ class Access:
         if problem.reason in (Reason.NOT_AUTHORIZED, Reason.NO_IDENTITY):
             self._denied(call, problem)
         return problem
+
+    def _check_listed(self) -> None:
+        """A broker that never heard from the store knows nothing, which is not "there is none"."""
+        if self._context.inventory.cache.heard_age_ms() >= _NEVER_MS:
+            raise Problem(
+                Reason.STORE_UNAVAILABLE,
+                "This broker has not reached the cluster store yet.",
+                remedy="Try again in a few seconds.",
+            )
 
     def _refusal(self, call: Call, record: Outline) -> Problem | None:
         inventory = self._context.inventory

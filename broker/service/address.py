@@ -36,6 +36,8 @@ class AddressKeeper:
 
     async def run(self) -> None:
         """Follow the election until cancelled; the address is then dropped."""
+        # A process killed together with its holder may have left the address on this host.
+        await self._holder.release()
         try:
             while True:
                 self._news.clear()

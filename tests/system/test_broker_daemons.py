@@ -316,8 +316,10 @@ async def test_the_next_broker_answers_after_kill_9_and_after_a_clean_stop(
         assert version.role == "leader"
         stopping = next(p for p in room.processes if p.name == heir)
         stopping.kill(signal.SIGTERM)
+        began = time.monotonic()
         (last,) = (name for name in left if name != heir)
         assert await admin.leader((last,)) == last
+        print(f"takeover after SIGTERM: {time.monotonic() - began:.2f} s")
         assert await asyncio.to_thread(stopping.popen.wait, 10) == 0
         await admin.settings(last, stream_idle_timeout_s="77")
         assert "Traceback" not in "".join(p.log.read_text() for p in room.processes)
@@ -326,6 +328,40 @@ async def test_the_next_broker_answers_after_kill_9_and_after_a_clean_stop(
         await admin.leader()
         grown = [p for p in room.processes if p.name == last]
         assert resident_bytes(grown[0].popen.pid) < 200 << 20
+
+
+async def test_without_etcd_it_starts_says_so_and_recovers(tmp_path: Path) -> None:
+    room = BrokerRoom(tmp_path / "room")
+    broker = room.start_broker("b1")
+    try:
+        async with Client(room, "admin") as admin:
+
+            async def refused(ask: object) -> object:
+                assert callable(ask)
+                try:
+                    await ask()
+                except Problem as problem:
+                    ours = (Reason.STORE_UNAVAILABLE, Reason.NO_LEADER)
+                    return problem if problem.reason in ours else None
+                return None
+
+            assert await eventually(lambda: refused(lambda: admin.brokers("b1")))
+            assert await eventually(lambda: refused(lambda: admin.settings("b1", fence="none")))
+            assert await eventually(lambda: refused(lambda: admin.locate("b1", UUID.format(1))))
+            assert broker.popen.poll() is None
+            etcd = room.start_etcd()
+            assert await admin.leader(("b1",)) == "b1"
+            await admin.settings("b1", verify="before-ack")
+            etcd.kill(signal.SIGSTOP)
+            await eventually(lambda: refused(lambda: admin.settings("b1", verify="after-ack")))
+            etcd.kill(signal.SIGCONT)
+            await eventually(lambda: admin.settings("b1", verify="after-ack"))
+            assert broker.popen.poll() is None
+            broker.kill(signal.SIGTERM)
+            assert await asyncio.to_thread(broker.popen.wait, 10) == 0
+            assert "Traceback" not in broker.log.read_text()
+    finally:
+        room.close()
 
 
 @pytest.mark.parametrize(
