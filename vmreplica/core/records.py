@@ -6,6 +6,7 @@ wrote them) and raises ValueError for anything else.
 
 from __future__ import annotations
 
+import functools
 import json
 import types
 import typing
@@ -230,16 +231,21 @@ def parse(kind: type[T], text: str) -> T:
     return typing.cast(T, _build(kind, data, kind.__name__))
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    known = {f.name for f in fields(kind)}
+    return {name: hint for name, hint in get_type_hints(kind).items() if name in known}
+
+
 def _build(kind: Any, data: Any, where: str) -> Any:
     if is_dataclass(kind):
         if not isinstance(data, dict):
             raise ValueError(f"{where}: expected an object, got {type(data).__name__}")
-        hints = get_type_hints(kind)
-        known = {f.name for f in fields(kind)}
+        hints = _hints(kind)
         values = {
             name: _build(hints[name], value, f"{where}.{name}")
             for name, value in data.items()
-            if name in known
+            if name in hints
         }
         try:
             return kind(**values)  # type: ignore[operator]

@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextvars
+import gc
 import heapq
 import random
 import selectors
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -73,6 +75,8 @@ class SimLoop(asyncio.SelectorEventLoop):
         self.steps = 0
         self.shuffles = 0
         self.after_step: Callable[[], None] | None = None
+        # What died must not be collected while the world goes on: its ``finally`` would run.
+        self._buried: dict[int, HostLife] = {}
         super().__init__(_NoSelector())
         self.slow_callback_duration = 1e9
 
@@ -143,7 +147,15 @@ class SimLoop(asyncio.SelectorEventLoop):
         context.run(_LIFE.set, life)
         task = self.create_task(work, context=context)
         life.tasks.append(task)
+        self._buried[id(life)] = life
         return task
+
+    def end(self) -> None:
+        """Drop everything that still waits, and close."""
+        self._ready.clear()  # type: ignore[attr-defined]
+        self._scheduled.clear()  # type: ignore[attr-defined]
+        self._buried.clear()
+        self.close()
 
     def pause(self, life: HostLife) -> None:
         """The host's steps and timers wait (its clock goes on: it was frozen, not the world)."""
@@ -188,6 +200,7 @@ def run(main: Callable[[SimLoop], Awaitable[T]], seed: int) -> T:
     async def entry() -> T:
         return await main(loop)
 
+    hook = sys.unraisablehook
     try:
         asyncio.set_event_loop(loop)
         return loop.run_until_complete(entry())
@@ -195,6 +208,8 @@ def run(main: Callable[[SimLoop], Awaitable[T]], seed: int) -> T:
         for task in asyncio.all_tasks(loop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
         asyncio.set_event_loop(None)
-        loop._ready.clear()  # type: ignore[attr-defined]
-        loop._scheduled.clear()  # type: ignore[attr-defined]
-        loop.close()
+        # The world ends in the middle of everything; what its leftovers say is of no interest.
+        sys.unraisablehook = lambda _: None
+        loop.end()
+        gc.collect()
+        sys.unraisablehook = hook
