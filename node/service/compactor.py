@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from node.service.keeper import Keeper
 from node.service.replica_actor import ReplicaActor, Session
 from node.service.replica_parts import ReplicaParts
-from vmreplica.core.compaction import MergePlan, plan_merge, with_merged
-from vmreplica.core.manifest import Layer
+from vmreplica.core.manifest import Layer, Manifest
 from vmreplica.core.problems import Problem
 from vmreplica.ports.replica_store import StorageFailed
 
@@ -22,10 +24,32 @@ _SWEEP_MS = 30_000
 _FAILED_PAUSE_MS = 60_000
 
 
-class Compactor:
-    """One merge at a time on this node, the longest chain first."""
+class MergePlan(Protocol):
+    """What to merge next (core.compaction.MergePlan)."""
 
-    def __init__(self, parts: ReplicaParts, keeper: Keeper) -> None:
+    @property
+    def target(self) -> str: ...
+
+    @property
+    def layers(self) -> tuple[Layer, ...]: ...
+
+    @property
+    def bottom(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """The two pure functions of core.compaction."""
+
+    plan_merge: Callable[[Manifest], Any]
+    with_merged: Callable[[Manifest, Any, Layer], Manifest]
+
+
+class Compactor:
+    """One merge at a time on this node."""
+
+    def __init__(self, parts: ReplicaParts, keeper: Keeper, planner: Planner) -> None:
+        self._planner = planner
         self._parts = parts
         self._keeper = keeper
         self._due: asyncio.Queue[str] = asyncio.Queue()
@@ -40,7 +64,7 @@ class Compactor:
             return
         if self._parts.clock.boottime_ms() < self._not_before_ms.get(actor.replica_id, 0):
             return
-        if plan_merge(session.manifest) is not None:
+        if self._planner.plan_merge(session.manifest) is not None:
             self._waiting.add(actor.replica_id)
             self._due.put_nowait(actor.replica_id)
 
@@ -66,14 +90,16 @@ class Compactor:
                 self.look_at(actor)
 
     async def _compact(self, actor: ReplicaActor, session: Session) -> None:
-        plan = plan_merge(session.manifest)
+        plan: MergePlan | None = self._planner.plan_merge(session.manifest)
         if plan is None:
             return
         try:
             actor.check_deadline()
             sizes = {disk.target: disk.size_bytes for disk in session.manifest.disks}
-            merged = await session.folder.merge(plan.layers, sizes[plan.target], session.epoch)
-            await actor.submit(session, lambda s: _name(actor, s, plan, merged))
+            merged = await session.folder.merge(
+                plan.layers, sizes[plan.target], session.epoch, bottom=plan.bottom
+            )
+            await actor.submit(session, lambda s: self._name(actor, s, plan, merged))
         except (Problem, StorageFailed) as failed:
             _log.warning("replica %s: not compacted: %s", actor.replica_id, failed)
             now = self._parts.clock.boottime_ms()
@@ -81,12 +107,13 @@ class Compactor:
         else:
             self._not_before_ms.pop(actor.replica_id, None)
 
-
-async def _name(actor: ReplicaActor, session: Session, plan: MergePlan, merged: Layer) -> None:
-    """Job: the merged file takes the place of its parts; then these go, unless pinned."""
-    present = {layer.file for layer in session.manifest.layers}
-    if not all(layer.file in present for layer in plan.layers):
-        return
-    await actor.commit(session, with_merged(session.manifest, plan, merged))
-    actor.check_deadline()
-    await session.folder.remove_unnamed(session.manifest, session.epoch)
+    async def _name(
+        self, actor: ReplicaActor, session: Session, plan: MergePlan, merged: Layer
+    ) -> None:
+        """Job: the merged file takes the place of its parts; then these go, unless pinned."""
+        present = {layer.file for layer in session.manifest.layers}
+        if not all(layer.file in present for layer in plan.layers):
+            return
+        await actor.commit(session, self._planner.with_merged(session.manifest, plan, merged))
+        actor.check_deadline()
+        await session.folder.remove_unnamed(session.manifest, session.epoch)

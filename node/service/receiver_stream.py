@@ -37,7 +37,7 @@ class StreamLimits:
 
     progress_bytes: int = 2 << 20
     progress_frames: int = 64
-    unsynced_bytes: int = 64 << 20
+    unsynced_bytes: int = 32 << 20
     recheck_ms: int = 30_000
     watch_ms: int = 1_000
 
@@ -56,6 +56,7 @@ class ReceiverStream:
         idle_ms: int,
     ) -> None:
         self.ended = asyncio.Event()
+        self.on_end: Callable[[], None] = lambda: None
         self._parts = parts
         self._actor = actor
         self._session = session
@@ -101,6 +102,9 @@ class ReceiverStream:
         finally:
             if self._syncing is not None:
                 await asyncio.wait({self._syncing})
+            # Whoever waits for this stream's end waits for its work, never for its reader.
+            self.on_end()
+            self.ended.set()
             self._replies.put_nowait(None)
 
     async def _watch(self) -> None:
@@ -205,11 +209,10 @@ class ReceiverStream:
             or self._untold_frames >= limits.progress_frames
         ):
             self._tell(cycle)
-            if self._syncing is None or self._syncing.done():
+            if self._unsynced_bytes >= limits.unsynced_bytes:
+                await self._settle()
                 self._unsynced_bytes = 0
                 self._syncing = asyncio.ensure_future(self._sync(cycle))
-            elif self._unsynced_bytes >= limits.unsynced_bytes:
-                await asyncio.wait({self._syncing})
 
     def _tell(self, cycle: IncomingCycle) -> None:
         self._untold_bytes = self._untold_frames = 0

@@ -35,7 +35,7 @@ class IncomingCycle:
         self._segment_bytes = segment_bytes
         self._writers: dict[int, LayerWriter] = {}
         self._dirty: set[int] = set()
-        self._syncing = asyncio.Lock()
+        self._turn = asyncio.Lock()
         self._drafts = tuple(drafts)
         self.discarded = False
 
@@ -53,20 +53,21 @@ class IncomingCycle:
         :raises StorageFailed: the parts are useless; ``discard`` them.
         """
         self.tally.check(frame)
-        writer = self._writers.get(frame.disk)
-        if writer is None:
-            disk = self.request.disks[frame.disk]
-            key = PartKey(self.request.cycle_id, disk, self.request.epoch)
-            writer = await self._folder.open_layer(key, resume=False)
-            self._writers[frame.disk] = writer
-        await writer.append(frame)
-        self.tally.take(frame)
-        self.payload_bytes += len(frame.payload)
-        self._dirty.add(frame.disk)
+        async with self._turn:
+            writer = self._writers.get(frame.disk)
+            if writer is None:
+                disk = self.request.disks[frame.disk]
+                key = PartKey(self.request.cycle_id, disk, self.request.epoch)
+                writer = await self._folder.open_layer(key, resume=False)
+                self._writers[frame.disk] = writer
+            await writer.append(frame)
+            self.tally.take(frame)
+            self.payload_bytes += len(frame.payload)
+            self._dirty.add(frame.disk)
 
     async def sync(self) -> None:
         """Make what was appended before this call durable. :raises StorageFailed:"""
-        async with self._syncing:
+        async with self._turn:
             frames, dirty = self.tally.frames, sorted(self._dirty)
             self._dirty.clear()
             writers = [self._writers[place] for place in dirty if place in self._writers]
@@ -89,7 +90,7 @@ class IncomingCycle:
         :raises StorageFailed:
         """
         seq = self.request.seq
-        async with self._syncing:
+        async with self._turn:
             writers = [self._writers[place] for place in sorted(self._writers)]
             sealed = await _all_of([writer.seal(seq, seq) for writer in writers])
             self._writers.clear()
@@ -100,7 +101,7 @@ class IncomingCycle:
     async def discard(self) -> None:
         """Forget everything unsealed. Idempotent."""
         self.discarded = True
-        async with self._syncing:
+        async with self._turn:
             writers = list(self._writers.values())
             self._writers.clear()
             self._dirty.clear()
