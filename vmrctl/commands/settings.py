@@ -23,6 +23,7 @@ def show(session: Session) -> None:
         "SettingsService/GetSettings", wire.GetSettingsRequest(), wire.GetSettingsResponse
     )
     result = shape(answer)
+    result["settings"] = dict(sorted(result["settings"].items()))
     if session.options.output in ("json", "yaml"):
         session.show(SETTING, result)
         return
