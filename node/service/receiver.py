@@ -7,8 +7,9 @@ parts with the replica's task, so that the next stream of the same cycle goes on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from node.service.keeper import Keeper, unknown_replica
@@ -56,7 +57,7 @@ class Receiver:
 
     async def serve(
         self, identity: Identity, names: Sequence[str], incoming: AsyncIterator[CycleRequest]
-    ) -> AsyncIterator[CycleReply]:
+    ) -> AsyncGenerator[CycleReply, None]:
         """Serve one stream.
 
         :param identity: the caller, for the log.
@@ -78,11 +79,9 @@ class Receiver:
                 yield done
                 return
             stream = self._begin(actor, session, request, names)
-            try:
-                async for reply in stream.serve(incoming):
+            async with contextlib.aclosing(stream.serve(incoming)) as replies:
+                async for reply in replies:
                     yield reply
-            finally:
-                self._end(actor, stream)
         finally:
             self.open_streams -= 1
 
@@ -173,13 +172,13 @@ class Receiver:
         stream = ReceiverStream(
             self._parts, actor, session, request, check, self._limits.stream, idle_ms
         )
+        stream.on_end = lambda: self._end(actor, stream)
         self._streams[actor.replica_id] = stream
         actor.idle.clear()
         actor.cut_stream = stream.stop
         return stream
 
     def _end(self, actor: ReplicaActor, stream: ReceiverStream) -> None:
-        stream.ended.set()
         if self._streams.get(actor.replica_id) is stream:
             del self._streams[actor.replica_id]
             actor.idle.set()

@@ -7,7 +7,7 @@ interrupted only while it waits for the sender.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 
 from node.service.keeper import seal_segment
@@ -81,7 +81,9 @@ class ReceiverStream:
         if self._reading and self._pump is not None:
             self._pump.cancel()
 
-    async def serve(self, incoming: AsyncIterator[CycleRequest]) -> AsyncIterator[CycleReply]:
+    async def serve(
+        self, incoming: AsyncIterator[CycleRequest]
+    ) -> AsyncGenerator[CycleReply, None]:
         """The replies of this stream. :raises Problem:"""
         pump = self._pump = asyncio.ensure_future(self._run(incoming))
         watch = asyncio.ensure_future(self._watch())

@@ -41,7 +41,7 @@ from vmreplica.ports.replica_store import ReplicaStore
 from vmreplica.testing.fake_clock import FakeClock
 from vmreplica.testing.fake_cluster_store import FakeClusterStore
 from vmreplica.testing.fake_store_server import FakeStoreServer
-from vmreplica.testing.fake_vm_host import FakeVmHost
+from vmreplica.testing.fake_vm_host import FakeVmHost, model_vm
 from vmreplica.testing.memory_disk import MemoryDisk
 from vmreplica.testing.memory_files import MemoryFiles
 from vmreplica.testing.seeded_randomness import SeededRandomness
@@ -51,7 +51,7 @@ LOCATION = "/store"
 DISKS = (Disk("vda", 10 << 20), Disk("vdb", 65_536 + 512))
 REPLICA = "22222222-2222-2222-2222-222222222222"
 NAMES = ("p1.example.org",)
-XML = b"<domain><name>guest1</name></domain>"
+XML = model_vm("guest1", "11111111-1111-1111-1111-111111111111", DISKS).xml.encode()
 
 
 class Events:
@@ -324,7 +324,7 @@ class Line:
         return await anext(self.replies)
 
     async def cut(self) -> None:
-        await self.replies.aclose()  # type: ignore[attr-defined]
+        await self.replies.aclose()
 
 
 async def send_cycle(node: Node, sent: Sent) -> Acknowledged:
