@@ -68,7 +68,9 @@ class LeaderWrites:
         if leader is None or election.is_me(leader):
             raise no_leader()
         target = NodeTarget(leader.name, leader.address, leader.server_name)
-        return await self._caller.unary(target, method, request, response_type, call)
+        return await self._caller.unary(
+            target, method, request, response_type, call, timeout_ms=LEADER_WAIT_MS
+        )
 
     async def _once(
         self,

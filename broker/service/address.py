@@ -32,6 +32,7 @@ class AddressKeeper:
         self._election = election
         self._news = asyncio.Event()
         self._held_until_ms = 0
+        self._stopped = False
         election.subscribe(self._news.set)
 
     async def run(self) -> None:
@@ -47,12 +48,14 @@ class AddressKeeper:
             await self.release()
 
     async def release(self) -> None:
-        """Drop the address now. Idempotent."""
+        """Clean stop: drop the address now and never claim it again. Idempotent."""
+        self._stopped = True
         self._held_until_ms = 0
         await self._holder.release()
 
     async def _follow(self) -> None:
-        deadline = self._election.deadline_boottime_ms() if self._election.may_act() else 0
+        may_hold = self._election.may_act() and not self._stopped
+        deadline = self._election.deadline_boottime_ms() if may_hold else 0
         try:
             if deadline and not self._held_until_ms:
                 await self._holder.claim(deadline)

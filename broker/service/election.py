@@ -31,7 +31,8 @@ from vmreplica.ports.event_log import EventLog
 
 log = logging.getLogger(__name__)
 RETRY_MS = 500
-LOOK_AGAIN_MS = 2_000
+LOOK_AGAIN_MS = 1_000
+CATCH_UP_MS = 300
 """How long a candidate trusts its watch to tell that the one before it is gone."""
 
 
@@ -248,8 +249,17 @@ class Election:
     async def _caught_up(self, revision: int) -> None:
         """Before acting, know all that the leader before me wrote."""
         await self._cache.ready()
+        ask_at_ms = self._clock.boottime_ms() + CATCH_UP_MS
         while self._cache.revision < revision:
             await self._clock.sleep(10)
+            if self._clock.boottime_ms() < ask_at_ms:
+                continue
+            # The watch is silent: read what it should have brought.
+            try:
+                await self._cache.verify()
+            except StoreError as error:
+                log.info("not caught up yet: %s", error)
+            ask_at_ms = self._clock.boottime_ms() + CATCH_UP_MS
 
     async def _wait_hint(self) -> None:
         timer = asyncio.create_task(self._clock.sleep(LOOK_AGAIN_MS))

@@ -49,6 +49,10 @@ class RecordCache(Protocol):
         """Wait for the first listing."""
         ...
 
+    async def verify(self) -> None:
+        """Read what the watch may have missed. :raises StoreUnavailable:"""
+        ...
+
     def get(self, key: str) -> KeyValue | None:
         """One key as last heard."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +20,7 @@ from vmreplica.core.records import (
     render,
 )
 from vmreplica.core.settings import SettingsRecord
-from vmreplica.ports.cluster_store import Put
+from vmreplica.ports.cluster_store import Put, StoreError
 from vmreplica.ports.event_log import Severity
 from vmreplica.ports.replica_link import NewReplica
 from vmreplica.testing import sim_loop
@@ -147,7 +148,8 @@ class World:
 
     async def _keep(self, lease_id: int) -> None:
         while lease_id in self.leases.values():
-            await self.root.keepalive(lease_id, 1_000)
+            with contextlib.suppress(StoreError):
+                await self.root.keepalive(lease_id, 1_000)
             await asyncio.sleep(1.5)
 
     def kill_node(self, name: str) -> None:
