@@ -118,8 +118,7 @@ class PrimaryRole:
             known = next((v for v in self._vms.values() if v.record.vm_uuid == found.uuid), None)
             if known is not None:
                 return self._enabled_already(known, to)
-            _check_vm(found)
-            disks = _disks(found, policy)
+            disks = _admit_here(found, policy)
             head = await self._create(found, to, policy, disks)
             record = self._record(found, to, policy, disks, head)
             await self._records.save(record)
@@ -339,24 +338,45 @@ def _check_side(vm: Vm) -> None:
         )
 
 
-def _check_vm(vm: Vm) -> None:
+def _admit_here(vm: Vm, policy: PolicyRecord) -> tuple[DiskRecord, ...]:
+    """The VM's disks for the record. :raises Problem: all that stands in the way, at once."""
     _check_side(vm)
+    found: list[Problem] = []
     if not vm.persistent:
-        raise Problem(
-            Reason.STATE_REFUSES,
-            f"{vm.name} is transient: it would vanish with its process",
-            field="vm",
-            value=vm.name,
-            remedy=f"Define it first: virsh dumpxml {vm.name} > F; virsh define F",
+        found.append(
+            Problem(
+                Reason.STATE_REFUSES,
+                f"{vm.name} is transient: it would vanish with its process",
+                field="vm",
+                value=vm.name,
+                remedy=f"Define it first: virsh dumpxml {vm.name} > F; virsh define F",
+            )
         )
     if not vm.running:
-        raise Problem(
-            Reason.STATE_REFUSES,
-            f"{vm.name} is shut off, and only running VMs can be tracked",
-            field="vm",
-            value=vm.name,
-            remedy=f"Start it first: virsh start {vm.name}",
+        found.append(
+            Problem(
+                Reason.STATE_REFUSES,
+                f"{vm.name} is shut off, and only running VMs can be tracked",
+                field="vm",
+                value=vm.name,
+                remedy=f"Start it first: virsh start {vm.name}",
+            )
         )
+    disks: tuple[DiskRecord, ...] = ()
+    try:
+        disks = _disks(vm, policy)
+    except Problem as problem:
+        found.append(problem)
+    if not found:
+        return disks
+    # The last speaks of disks where it can: the most particular reason names the whole.
+    raise Problem(
+        found[-1].reason,
+        "; ".join(problem.message for problem in found),
+        field=found[-1].field,
+        value=found[-1].value,
+        remedy="; ".join(problem.remedy for problem in found),
+    )
 
 
 def _disks(vm: Vm, policy: PolicyRecord) -> tuple[DiskRecord, ...]:
