@@ -48,8 +48,11 @@ cli = Root(
 )
 
 
-def run(args: Sequence[str]) -> int:
-    """Run one command line. :returns: the exit code."""
+def run(args: Sequence[str], *, is_process: bool = False) -> int:
+    """Run one command line. :returns: the exit code.
+
+    :param is_process: whether the whole process is this run, and may end at Ctrl-C without return.
+    """
     try:
         result = cli.main(args=list(args), prog_name="vmrctl", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -62,7 +65,14 @@ def run(args: Sequence[str]) -> int:
     except Problem as problem:
         return _ended(of_problem(problem), args)
     except (click.Abort, KeyboardInterrupt):
-        return _interrupted()
+        sys.stderr.write("Interrupted.\n")
+        if is_process:
+            # While the traceback still holds the channel: to let go of one whose call was
+            # interrupted may wait for ever.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
     except ReaderGone:
         # Whoever read us has gone; the interpreter must not complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -86,11 +96,6 @@ def _of_usage(error: click.UsageError) -> Failure:
 def _ended(failure: Failure, args: Sequence[str]) -> int:
     sys.stderr.write(rendered(failure, _output_of(args)) + "\n")
     return failure.exit_code
-
-
-def _interrupted() -> int:
-    sys.stderr.write("Interrupted.\n")
-    return EXIT_INTERRUPTED
 
 
 def _bug(error: Exception, args: Sequence[str]) -> int:

@@ -185,8 +185,16 @@ def with_session(callback: Callback) -> Callable[..., int | None]:
     def run(*args: Any, **kwargs: Any) -> int | None:
         ctx = click.get_current_context()
         session = Session(ctx.meta.get(OPTIONS_KEY) or Options())
-        ctx.call_on_close(session.close)
-        return callback(session, *args, **kwargs)
+        try:
+            result = callback(session, *args, **kwargs)
+        except KeyboardInterrupt:
+            # Not closed: closing a channel whose call was interrupted may wait for ever.
+            raise
+        except BaseException:
+            session.close()
+            raise
+        session.close()
+        return result
 
     return run
 
