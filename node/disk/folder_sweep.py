@@ -32,7 +32,7 @@ async def remove_unnamed(
         if relative not in kept and (stale or relative in droppable):
             removed += await files.unlink(f"{folder}/{relative}")
             emptied.add(relative.rpartition("/")[0])
-    for directory in sorted(emptied - {"", LAYERS}):
+    for directory in sorted(emptied - {"", LAYERS, INCOMING}):
         await files.remove_directory(f"{folder}/{directory}")
     return removed
 
@@ -73,12 +73,16 @@ async def remove_tree(files: Files, directory: str) -> None:
 
 async def _files_below(files: Files, folder: str) -> list[str]:
     """Relative names of everything but manifests; directories among them carry no epoch."""
-    found = [x for x in await _listed(files, folder) if not manifest_number(x)]
+    own = (INCOMING, LAYERS, RUNS)
+    found = [x for x in await _listed(files, folder) if not manifest_number(x) and x not in own]
     found += [f"{LAYERS}/{name}" for name in await _listed(files, f"{folder}/{LAYERS}")]
     for above in (INCOMING, RUNS):
-        for directory in await _listed(files, f"{folder}/{above}"):
-            inner = f"{above}/{directory}"
-            found += [f"{inner}/{name}" for name in await _listed(files, f"{folder}/{inner}")]
+        for name in await _listed(files, f"{folder}/{above}"):
+            inner = f"{above}/{name}"
+            if name.endswith(".tmp"):
+                found.append(inner)
+                continue
+            found += [f"{inner}/{below}" for below in await _listed(files, f"{folder}/{inner}")]
     return found
 
 

@@ -17,7 +17,7 @@ INCOMING = "incoming"
 RUNS = "runs"
 
 _MANIFEST = re.compile(r"manifest\.(\d{12})\.json")
-_EPOCH = re.compile(r"^incoming/e(\d+)/|\.e(\d+)\.[0-9a-f]{16}\.(?:qcow2|xml|bin|tmp)$")
+_EPOCH = re.compile(r"^incoming/e(\d+)(?:/|$)|\.e(\d+)\.[0-9a-f]{16}\.(?:qcow2|xml|bin|tmp)$")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SMALL_SUFFIX = {"definition": "xml", "nvram": "bin", "tpm": "bin"}
 
@@ -64,7 +64,7 @@ class FileNames:
 
     def manifest_draft(self) -> str:
         """What a manifest is called before it is linked."""
-        return f"manifest.{self._tag()}.tmp"
+        return f"{INCOMING}/manifest.{self._tag()}.tmp"
 
     def layer(self, target: str, from_seq: int, to_seq: int) -> str:
         """A sealed layer."""

@@ -148,7 +148,7 @@ class MemoryFiles:
     async def link(self, source: str, target: str) -> None:
         """link(2), with the faults of a network file system."""
         await self.step("link", target)
-        inode = self._inode(source)
+        inode = self._inode(source, StorageFailed)
         fault = self.faults.links.pop(0) if self.faults.links else None
         if fault is LinkFault.DELAYED:
             self.disk.delayed.append(lambda: self._late_link(inode, target))
