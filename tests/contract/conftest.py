@@ -175,7 +175,12 @@ class EtcdCluster:
         process.wait()
 
     def pause(self, member: int) -> None:
-        self.processes[member].send_signal(signal.SIGSTOP)
+        process = self.processes[member]
+        process.send_signal(signal.SIGSTOP)
+        # The signal is sent when kill(2) returns, but threads may still be answering.
+        tasks = Path(f"/proc/{process.pid}/task")
+        while not all(_state(task) == "T" for task in tasks.iterdir()):
+            time.sleep(0.001)
 
     def resume(self, member: int) -> None:
         self.processes[member].send_signal(signal.SIGCONT)
@@ -189,6 +194,10 @@ class EtcdCluster:
             self.resume(member)
             self.kill(member)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _cluster(members: int) -> Iterator[EtcdCluster]:

@@ -147,7 +147,7 @@ class Program:
 
     async def run(self) -> None:
         verbs = [self.transaction] * 10 + [self.range] * 4 + [self.grant, self.revoke]
-        verbs += [self.keepalive] + [self.compact] * self.compacts
+        verbs += [self.keepalive] + [self.compact] * (3 * self.compacts)
         for _ in range(STEPS):
             await self.random.choice(verbs)()
         while self.leases:
