@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 DEFAULT_CONFIG = Path("/etc/vmreplica/broker.yaml")
 HEALTH_MS = 200
 STOP_GRACE_MS = 1_500
+_M_ARENA_MAX = -8
 
 
 def version() -> str:
@@ -185,8 +187,19 @@ async def _main(config: BrokerConfig, signals: Signals) -> None:
     await Daemon(config).run(signals)
 
 
+def use_one_arena() -> None:
+    """Let all threads allocate from one heap.
+
+    gRPC's threads each fill an arena of their own with messages that pass through: measured with
+    eight relayed streams and a slow receiver, 11 MiB a stream become 7.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
 def main() -> int:
     """The command's entry point."""
+    use_one_arena()
     return run_daemon(
         "vmreplica-broker", DEFAULT_CONFIG, BrokerConfig, _main, check=check, version=version()
     )

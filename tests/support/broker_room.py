@@ -67,6 +67,7 @@ class StubNode:
         self.name = name
         self.seen = seen
         self.received = 0
+        self.pause_s = 0.0
         self.ended = asyncio.Event()
 
     async def get_replica(
@@ -88,6 +89,7 @@ class StubNode:
                         yield cycle_pb2.ReplicateResponse(accepted=cycle_pb2.CycleAccepted())
                     case "clusters":
                         self.received += len(request.clusters.payload)
+                        await asyncio.sleep(self.pause_s)
                     case "close":
                         yield cycle_pb2.ReplicateResponse(
                             acknowledged=cycle_pb2.CycleAcknowledged(seq=1)
@@ -103,6 +105,7 @@ class BrokerRoom:
 
     directory: Path
     etcd_port: int = field(default_factory=free_port)
+    probe_port: int = field(default_factory=free_port)
     processes: list[Process] = field(default_factory=list)
     ports: dict[str, int] = field(default_factory=dict)
     seen: list[Call] = field(default_factory=list)
@@ -195,8 +198,8 @@ class BrokerRoom:
         path.write_text(yaml.safe_dump(tree))
         return path
 
-    def start_broker(self, name: str) -> Process:
-        path = self.config(name)
+    def start_broker(self, name: str, **changes: object) -> Process:
+        path = self.config(name, **changes)
         return self.start(name, [sys.executable, "-m", "broker", "--config", str(path)])
 
     def store(self) -> EtcdStore:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from pathlib import Path
 import grpc
 import pytest
 from broker_room import CLUSTER, KEYS, BrokerRoom, eventually, resident_bytes
+from grpc_health.v1 import health_pb2
 
 from vmreplica.adapters.etcd_store import EtcdStore
 from vmreplica.adapters.grpc_channels import ChannelPool
@@ -230,6 +234,45 @@ async def test_a_stream_is_relayed_and_ends_when_the_owner_changes(
             assert await nameless.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_a_slow_node_does_not_fill_the_relay(room: BrokerRoom, store: EtcdStore) -> None:
+    """A node that takes 4 MiB/s, a sender that would send all at once."""
+    async with Client(room, "admin") as admin, Client(room, "p1") as sender:
+        leader = await allow_all(room, admin)
+        async with room.node(store, "n1") as stub:
+            stub.pause_s = 0.25
+            await eventually(lambda: _nodes(admin, leader))
+            made = await sender.create(leader, 5)
+            replica_id = made.replica.replica_id
+            await eventually(lambda: sender.locate(leader, replica_id))
+            pid = next(p for p in reversed(room.processes) if p.name == leader).popen.pid
+            warm = _stream(room, sender, leader, replica_id)
+            await warm.write(_message(open=cycle_pb2.CycleOpen(replica_id=replica_id)))
+            assert _reply(await warm.read()).HasField("accepted")
+            before = resident_bytes(pid)
+            sent, peak = 0, 0
+            payload = os.urandom(1 << 20)
+
+            async def send() -> None:
+                nonlocal sent
+                for _ in range(40):
+                    frame = cycle_pb2.ClusterFrame(payload=payload)
+                    await warm.write(_message(clusters=frame))
+                    sent += len(payload)
+
+            sending = asyncio.create_task(send())
+            for _ in range(40):
+                peak = max(peak, resident_bytes(pid) - before)
+                await asyncio.sleep(0.1)
+            ahead = sent - stub.received
+            sending.cancel()
+            warm.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            print(f"relay grew by {peak >> 20} MiB, sender {ahead >> 20} MiB ahead")
+            assert stub.received >= 4 << 20
+            assert peak <= 16 << 20, "8 MiB a stream and what the first one warms up"
+            assert ahead <= 16 << 20
+
+
 def _stream(room: BrokerRoom, client: Client, broker: str, replica_id: str):
     channel = client.pool.channel(f"localhost:{room.ports[broker]}", "localhost")
     metadata = (("vmreplica-replica-id", replica_id),) if replica_id else ()
@@ -332,7 +375,7 @@ async def test_the_next_broker_answers_after_kill_9_and_after_a_clean_stop(
 
 async def test_without_etcd_it_starts_says_so_and_recovers(tmp_path: Path) -> None:
     room = BrokerRoom(tmp_path / "room")
-    broker = room.start_broker("b1")
+    broker = room.start_broker("b1", probe_listen=f"127.0.0.1:{room.probe_port}")
     try:
         async with Client(room, "admin") as admin:
 
@@ -349,8 +392,13 @@ async def test_without_etcd_it_starts_says_so_and_recovers(tmp_path: Path) -> No
             assert await eventually(lambda: refused(lambda: admin.settings("b1", fence="none")))
             assert await eventually(lambda: refused(lambda: admin.locate("b1", UUID.format(1))))
             assert broker.popen.poll() is None
+            assert await asyncio.to_thread(_probe, room, "livez") == 200
+            assert await asyncio.to_thread(_probe, room, "readyz") == 503
+            assert await _health(admin, "vmreplica.broker") is False
             etcd = room.start_etcd()
             assert await admin.leader(("b1",)) == "b1"
+            assert await asyncio.to_thread(_probe, room, "readyz") == 200
+            await eventually(lambda: _health(admin, "vmreplica.broker.leader"))
             await admin.settings("b1", verify="before-ack")
             etcd.kill(signal.SIGSTOP)
             await eventually(lambda: refused(lambda: admin.settings("b1", verify="after-ack")))
@@ -362,6 +410,26 @@ async def test_without_etcd_it_starts_says_so_and_recovers(tmp_path: Path) -> No
             assert "Traceback" not in broker.log.read_text()
     finally:
         room.close()
+
+
+def _probe(room: BrokerRoom, path: str) -> int:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{room.probe_port}/{path}", timeout=5) as got:
+            return int(got.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+async def _health(client: Client, service: str) -> bool:
+    address = f"localhost:{client.room.ports['b1']}"
+    answer = await client.pool.unary(
+        address,
+        "localhost",
+        "/grpc.health.v1.Health/Check",
+        health_pb2.HealthCheckRequest(service=service),
+        health_pb2.HealthCheckResponse,
+    )
+    return answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 @pytest.mark.parametrize(
