@@ -22,7 +22,7 @@ from vmreplica.ports.vm_host import RunningDisk, VmHost
 from vmreplica.testing.fake_vm_host import FakeVmHost, model_vm
 
 CARD = "<interface type='user'><mac address='52:54:00:aa:bb:01'/><model type='virtio'/></interface>"
-HOOK = Path(__file__).parents[2] / "deploy/libvirt/50-vmreplica"
+HOOK = Path(__file__).parents[2] / "node/host/50-vmreplica"
 real = pytest.mark.needs("root", "libvirt", "qemu")
 
 
