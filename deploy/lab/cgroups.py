@@ -74,6 +74,7 @@ class Group:
         return True
 
     def remove(self) -> None:
+        """Also kills what joined a moment ago: an `up` that died may have left a starter."""
         for child in self.children():
             child.remove()
         end = time.monotonic() + 5
@@ -83,6 +84,7 @@ class Group:
             except OSError:
                 if time.monotonic() > end:
                     raise
+                self.kill()
                 time.sleep(0.01)
 
 

@@ -266,5 +266,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("lab: interrupted; `lab down` removes whatever is up", file=sys.stderr)
         return 130
     return 0

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 import uuid
+import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.lab.cgroups import wait_for
 from deploy.lab.guest_image import (
     COMMAND_LINE,
     MIB,
@@ -22,6 +25,7 @@ from deploy.lab.guest_image import (
 from deploy.lab.hosts import BOOT_DIRECTORY, HostControl
 from deploy.lab.lifecycle import Lab
 from deploy.lab.model import LabError, Role
+from deploy.lab.processes import environment
 
 _URI = "qemu:///system"
 _NAMESPACE = uuid.UUID("6f1b0a52-6a5e-4c39-9a53-0d7a1f3b7700")
@@ -135,13 +139,29 @@ class Guest:
         for path in self._images.glob(f"{self.name}[-.]*"):
             path.unlink()
 
-    def tell(self, line: str) -> None:
-        """A command to the guest's program, by its second serial port."""
-        terminal = self.virsh("ttyconsole", self.name).strip()
-        # libvirt names the first port's file here; the second port's pty is in the live XML.
-        for part in self.virsh("dumpxml", self.name).split("<serial type='pty'")[1:]:
-            terminal = part.split("<source path='")[1].split("'")[0]
-        self._control.call(["sh", "-c", f'printf "%s\\n" "$1" >{terminal}', "tell", line])
+    def tell(self, line: str, answer: str, timeout_s: float = 60) -> None:
+        """A command to the guest's program, by its second serial port; waits for its answer.
+
+        ``answer`` is the beginning of a console line.
+        """
+        definition = ElementTree.fromstring(self.virsh("dumpxml", self.name))
+        port = definition.find("devices/serial[@type='pty']/source")
+        if port is None:
+            raise LabError(f"guest {self.name} does not run, or has no second serial port")
+        before = self._answers(answer)
+        # QEMU reads a pty only while somebody has it open: hold it until the answer is there.
+        script = 'exec 3<>"$1"; printf "%s\\n" "$2" >&3; exec cat >/dev/null'
+        argv = self._control.inside(["sh", "-c", script, "tell", port.get("path", ""), line])
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, env=environment()) as holder:
+            try:
+                what = f"answer of {self.name} to {line!r}"
+                wait_for(lambda: self._answers(answer) > before, timeout_s, what, 0.05)
+            finally:
+                assert holder.stdin is not None
+                holder.stdin.close()
+
+    def _answers(self, beginning: str) -> int:
+        return sum(line.startswith(beginning) for line in self.console_text().splitlines())
 
     def console_text(self) -> str:
         return self.console.read_text(errors="replace") if self.console.exists() else ""
@@ -220,9 +240,9 @@ def command(lab: Lab, a: argparse.Namespace) -> None:
         case "remove":
             guest.remove()
         case "rate":
-            guest.tell(f"rate {amount(a.rate)}")
+            guest.tell(f"rate {amount(a.rate)}", "RATE ")
         case "check":
-            guest.tell("check")
+            guest.tell("check", "FILL disk=vdb")
         case _:
             _show_console(guest.console, a.follow)
 

@@ -73,8 +73,10 @@ class HostControl:
         """Bring the host up with the disks it had; no-op when it is up. Does not wait."""
         if self.init_pid() is not None:
             return
+        self.group.create()
         self.group.kill()
         self.group.wait_empty(5)
+        self.group.freeze(False)  # it may have died while it was paused
         self._prepare_files(settings)
         directory = self._place.host(self.host)
         variables = {
@@ -85,7 +87,6 @@ class HostControl:
             "LAB_BOOT": boot,
             "LAB_LIBVIRT": "1" if self.host.has_libvirt else "",
         }
-        self.group.create()
         unshare = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork"]
         command = [*unshare, "--mount-proc", "--kill-child", "bash", str(_INIT)]
         given = [f"{name}={value}" for name, value in variables.items()]
@@ -134,6 +135,8 @@ class HostControl:
         if silent:
             self._switch.link(self.host, up=False)
         run(["kill", "-9", str(pid)], check=False)
+        if self.group.frozen():
+            self.group.kill()  # the frozen unshare outside would never see its child's end
         if not self.group.wait_empty(3):  # a stopped nsenter outside holds the last zombie
             self.group.kill()
             if not self.group.wait_empty(5):
@@ -154,7 +157,8 @@ class HostControl:
 
     def call(self, argv: list[str], *, timeout_s: float = 30, check: bool = True) -> str:
         """Run in the host and wait; standard output."""
-        return run(self.inside(argv), timeout_s=timeout_s, check=check).stdout
+        title = f"{self.host.name}: {' '.join(argv)}"
+        return run(self.inside(argv), timeout_s=timeout_s, check=check, title=title).stdout
 
     def process(self, *names: str) -> int | None:
         """The outermost process in the host whose program (or script) has one of the names."""

@@ -24,20 +24,35 @@ _JOIN = 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"'
 
 
 def run(
-    argv: Sequence[str], *, text: str | None = None, timeout_s: float = 30, check: bool = True
+    argv: Sequence[str],
+    *,
+    text: str | None = None,
+    timeout_s: float = 30,
+    check: bool = True,
+    title: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """Run outside, capture everything; LabError with the program's own words when it fails."""
+    """Run outside, capture everything; LabError with the program's own words when it fails.
+
+    ``title`` stands for the command line in problems.
+    """
+    title = title or " ".join(argv)
     try:
         done = subprocess.run(
-            list(argv), input=text, capture_output=True, text=True, timeout=timeout_s, check=False
+            list(argv),
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            env=environment(),
         )
     except subprocess.TimeoutExpired:
-        raise LabError(f"{' '.join(argv)}: no answer within {timeout_s:g} s") from None
+        raise LabError(f"{title}: no answer within {timeout_s:g} s") from None
     except FileNotFoundError:
         raise LabError(f"{argv[0]} is not installed (see tools/setup.sh)") from None
     if check and done.returncode != 0:
         words = (done.stderr or done.stdout).strip()
-        raise LabError(f"{' '.join(argv)}: exit {done.returncode}: {words}")
+        raise LabError(f"{title}: exit {done.returncode}: {words}")
     return done
 
 

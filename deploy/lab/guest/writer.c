@@ -315,7 +315,8 @@ static void listen_serial(void)
 {
     char line[80];
     unsigned n = 0;
-    int fd = open("/dev/ttyS1", O_RDONLY | O_NOCTTY);
+    /* Without O_NONBLOCK the open would wait for a carrier that a pty does not give. */
+    int fd = open("/dev/ttyS1", O_RDONLY | O_NOCTTY | O_NONBLOCK);
     struct termios t;
     if (fd < 0)
         return;
@@ -324,6 +325,7 @@ static void listen_serial(void)
         t.c_cflag |= CLOCAL | CREAD;
         tcsetattr(fd, TCSANOW, &t);
     }
+    fcntl(fd, F_SETFL, 0);
     for (char c;;) {
         if (read(fd, &c, 1) != 1) {
             sleep_ms(200);
@@ -358,12 +360,14 @@ static void listen_button(void)
     }
 }
 
-static void start(void (*work)(void))
+static pid_t start(void (*work)(void))
 {
-    if (!fork()) {
+    pid_t child = fork();
+    if (!child) {
         work();
         _exit(0);
     }
+    return child;
 }
 
 int main(void)
@@ -377,7 +381,7 @@ int main(void)
         (unsigned long long)nonce, (unsigned long long)a.first, (unsigned long long)a.last,
         (unsigned long long)b.last, (unsigned long long)(a.bad + b.bad) + (unsigned)bad_nonce);
     shared->rate_bytes_per_s = layouts[0].rate_bytes_per_s;
-    start(scribble);
+    pid_t scribbler = start(scribble);
     start(listen_serial);
     start(listen_button);
     struct record *r = aligned(BLOCK);
@@ -388,10 +392,10 @@ int main(void)
             timed(d, 1, r, SECTOR, RING_OFFSET + n % layouts[d].ring_slots * SECTOR);
         }
         say("COUNT %llu", (unsigned long long)n);
-        while (waitpid(-1, 0, WNOHANG) > 0)
-            ;
         sleep_ms(layouts[0].period_ms);
     }
+    kill(scribbler, SIGKILL); /* a write cut off by the power would look like an error */
+    waitpid(scribbler, 0, 0);
     say("POWEROFF");
     halt();
 }
