@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from node.api.access import NodeAccess
 from node.api.cycle_service import CycleService
@@ -67,7 +68,7 @@ def version() -> str:
 class Daemon:
     """Built inside the running loop; ``run`` ends when told to stop or when a loop breaks."""
 
-    def __init__(self, config: NodeConfig, store: ClusterStore) -> None:
+    def __init__(self, config: NodeConfig, store: ClusterStore, guard: GuardClient) -> None:
         self._config = config
         self._store = store
         self._guard = guard
@@ -242,7 +243,7 @@ class Daemon:
         await self._cache.ready()
         await self.primary_role.run()
 
-    async def _close(self, *tasks: asyncio.Future[object]) -> None:
+    async def _close(self, *tasks: asyncio.Future[Any]) -> None:
         await self.server.stop(STOP_GRACE_MS)
         if self._probes is not None:
             await self._probes.stop()
@@ -258,12 +259,6 @@ class Daemon:
         for task in tasks:
             if not task.cancelled():
                 task.result()
-
-    async def _end_with_guard(self) -> None:
-        """Without its guard a node may not write: end at once, with no word to anybody."""
-        await self._guard_gone.wait()
-        log.critical("the guard process is gone; this node ends")
-        os._exit(1)
 
     async def _show_health(self) -> None:
         while True:
