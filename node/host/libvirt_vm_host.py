@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _METADATA_KEY = "vmreplica"
 BOOT_FILE_DIRECTORIES = (
-    "/boot/",
-    "/usr/share/",
-    "/var/lib/libvirt/",
-    "/var/lib/vmreplica/boot/",
+    "/boot",
+    "/usr/share",
+    "/var/lib/libvirt",
+    "/var/lib/vmreplica/boot",
 )
 """Where kernel, initrd and firmware of a replica may lie: a sender must not name other files."""
 
@@ -35,7 +35,7 @@ BOOT_FILE_DIRECTORIES = (
 class LibvirtVmHost:
     """Implements ports.vm_host.VmHost.
 
-    :param boot_file_directories: prefixes, each ending with a slash.
+    :param boot_file_directories: where kernel, initrd and firmware of a replica may lie.
     :param state_dir: where the NVRAM of test VMs is kept while they run.
     """
 
@@ -45,14 +45,14 @@ class LibvirtVmHost:
         randomness: Randomness,
         *,
         state_dir: str = "/var/lib/vmreplica",
-        boot_file_directories: Sequence[str] = BOOT_FILE_DIRECTORIES,
+        boot_file_directories: Sequence[str | Path] = BOOT_FILE_DIRECTORIES,
         swtpm_dir: str = "/var/lib/libvirt/swtpm",
         boot_mark: str = "/run/vmreplica/booted",
     ) -> None:
         self._connection = connection
         self._randomness = randomness
         self._state_dir = state_dir
-        self._boot_file_directories = tuple(boot_file_directories)
+        self._boot_file_directories = tuple(f"{d}".rstrip("/") + "/" for d in boot_file_directories)
         self._swtpm_dir = swtpm_dir
         self._boot_mark = boot_mark
 

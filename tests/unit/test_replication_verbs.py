@@ -225,6 +225,8 @@ def test_suspend_in_mid_cycle_ends_the_job() -> None:
         await world.until(lambda: len(replica.frames) >= 2)
         await world.role.suspend("guest1")
         assert world.vm.job is None
+        await world.clock.sleep(120_000)
+        assert replica.seq == 1
         world.link.frame_ms = 1
         await world.role.resume("guest1")
         await world.acknowledged()
