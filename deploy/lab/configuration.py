@@ -142,6 +142,7 @@ def _node(settings: Settings, host: Host) -> Tree:
         "libvirt_uri": "qemu:///system",
         "storage_locations": [{"path": STORAGE_PATH, "shared": not standalone}],
         "scratch_dir": SCRATCH_PATH,
+        "boot_file_directories": ["/srv/boot"],
         "tls": _tls("node"),
     }
     if not standalone:
