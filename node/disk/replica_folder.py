@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from node.disk.layer_writer import DiskLayerWriter
 from node.disk.manifest_log import ManifestLog
 from node.disk.merge import Merger, MergeRequest
 from node.disk.names import INCOMING, LAYERS, RUNS, FileNames, plain
-from node.disk.overlay_rows import NO_ROW, shown
+from node.disk.overlay_rows import NO_ROW, BoundaryMissing, shown
 from node.disk.qcow2 import empty_overlay
 from vmreplica.core.cycle import CLUSTER_BYTES, ZERO_CLUSTER_DIGEST, Disk, digest
 from vmreplica.core.manifest import FileDigest, Layer, Manifest
@@ -135,24 +135,38 @@ class DiskReplicaFolder:
             await reader.close()
 
     async def merge(
-        self, layers: Sequence[Layer], size_bytes: int, epoch: int, *, bottom: bool = False
+        self,
+        layers: Sequence[Layer],
+        size_bytes: int,  # noqa: ARG002 - part of the port
+        epoch: int,
+        *,
+        bottom: bool = False,
     ) -> Layer:
         """See the port.
 
+        :param size_bytes: not needed: what counts is the disk's size at the newest of ``layers``,
+            whatever became of it in later cycles.
         :param bottom: nothing lies below ``layers``: sizes then need not hide anything.
         """
         names = FileNames(self._randomness, epoch)
         first, last = layers[0], layers[-1]
-        return await self._merger.merge(
-            MergeRequest(
-                folder=self._path,
-                layers=tuple(layers),
-                size_bytes=size_bytes,
-                part=names.part(),
-                name=names.layer(last.target, first.from_seq, last.to_seq),
-                bottom=bottom,
-            )
+        request = MergeRequest(
+            folder=self._path,
+            layers=tuple(layers),
+            size_bytes=last.size_bytes,
+            part=names.part(),
+            name=names.layer(last.target, first.from_seq, last.to_seq),
+            bottom=bottom,
         )
+        try:
+            return await self._merger.merge(request)
+        except BoundaryMissing as error:
+            raise StorageFailed(f"{self._path}: these layers cannot be merged: {error}") from error
+        except StorageFailed:
+            # Room matters most when it has run out; the name is ours alone.
+            with suppress(StorageFailed):
+                await self._files.unlink(f"{self._path}/{request.part}")
+            raise
 
     async def plain_digests(self, target: str, manifest: Manifest, seq: int) -> Mapping[int, bytes]:
         """See the port. :raises Problem: POINT_NOT_FOUND"""
