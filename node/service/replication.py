@@ -11,7 +11,8 @@ from node.service.bandwidth import TokenBucket
 from node.service.cycle_runner import CycleRunner
 from node.service.replication_boot import BootStarter
 from node.service.replication_records import RecordCache, RecordWriter, ReplicationRecords
-from node.service.replication_task import ProtectedVm, Tools
+from node.service.replication_task import ProtectedVm
+from node.service.replication_tools import Tools
 from node.service.replication_view import ReplicationView, view_of, view_of_record
 from node.service.sender_timing import drop
 from node.service.transfer_slots import TransferLimits, TransferSlots

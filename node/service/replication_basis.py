@@ -12,8 +12,13 @@ from vmreplica.ports.change_source import ChangeSource
 from vmreplica.ports.replica_link import ReplicaHead
 
 
-async def find_basis(source: ChangeSource, vm_uuid: str, head: ReplicaHead) -> Basis | None:
+async def find_basis(
+    source: ChangeSource, vm_uuid: str, head: ReplicaHead, *, settled: bool
+) -> Basis | None:
     """The cheapest right basis, cleaning up checkpoints that the head has made useless.
+
+    :param settled: the head is what the owner says; a head only remembered may be outdated, so
+        that nothing may be deleted by it (a wrong one is refused by the owner).
 
     The head's own checkpoint is the rule. Where it is missing (a cycle that was committed after
     we had given it up) an older one of ours counts a superset, which is right too; only the owner
@@ -23,11 +28,11 @@ async def find_basis(source: ChangeSource, vm_uuid: str, head: ReplicaHead) -> B
     """
     own = await source.checkpoints(vm_uuid)
     if head.acked_seq == 0:
-        for cycle_id in own:
+        for cycle_id in own if settled else ():
             await source.forget(vm_uuid, cycle_id)
         return full_basis(head)
     if head.acked_cycle_id in own:
-        if len(own) > 1:
+        if len(own) > 1 and settled:
             await source.acknowledge(vm_uuid, head.acked_cycle_id)
         return _delta(head, head.acked_cycle_id)
     if own:

@@ -4,56 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 from node.service.bandwidth import Bandwidth, TokenBucket
 from node.service.cycle_runner import (
     Basis,
     CyclePlan,
     CycleResult,
-    CycleRunner,
     CycleSummary,
     RunningCycle,
 )
 from node.service.replication_basis import agreed_disks, find_basis, full_basis
 from node.service.replication_progress import OperationReporter, Reported
-from node.service.replication_records import ReplicationRecords
+from node.service.replication_tools import Tools
 from node.service.sender_route import OwnerRoute, owner_in_doubt
 from node.service.sender_timing import drop, wait_for_event
-from node.service.transfer_slots import TransferLimits, TransferSlots
-from vmreplica.core.cycle import CycleKind, Disk
+from vmreplica.core.cycle import CycleKind
 from vmreplica.core.problems import Problem, Reason
 from vmreplica.core.records import OperationState, PolicyRecord, ReplicationRecord
 from vmreplica.core.replication_state import Input, ReplicationState, Standing, ask, standing, step
 from vmreplica.core.schedule import next_due, retry_delay_ms
-from vmreplica.ports.change_source import ChangeSource, SourceDeferred, SourceFailed, TrackingLost
-from vmreplica.ports.clock import Clock
+from vmreplica.ports.change_source import SourceDeferred, SourceFailed, TrackingLost
 from vmreplica.ports.cluster_store import StoreError
-from vmreplica.ports.event_log import EventLog, Severity
-from vmreplica.ports.randomness import Randomness
-from vmreplica.ports.replica_link import LinkFailed, ReplicaHead, ReplicaLink
+from vmreplica.ports.event_log import Severity
+from vmreplica.ports.replica_link import LinkFailed, ReplicaHead
 
 log = logging.getLogger(__name__)
 _S = ReplicationState
 DEFERRED_RETRY_MS = 5_000
 _TELLS_OF_ANOTHER_HEAD = (Reason.PARENT_MISMATCH, Reason.SEQ_GAP)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
-    """What every protected VM of a host shares."""
-
-    link: ReplicaLink
-    source: ChangeSource
-    records: ReplicationRecords
-    runner: CycleRunner
-    slots: TransferSlots
-    link_bucket: TokenBucket
-    limits: Callable[[], TransferLimits]
-    clock: Clock
-    randomness: Randomness
-    events: EventLog
 
 
 class ProtectedVm:
@@ -64,6 +44,7 @@ class ProtectedVm:
         self.record = record
         self.standing = _standing_of(record)
         self.head: ReplicaHead | None = None
+        self._last_head: ReplicaHead | None = None
         self.running: RunningCycle | None = None
         self.last_cycle: CycleSummary | None = None
         self.initial_bytes = 0
@@ -133,6 +114,9 @@ class ProtectedVm:
         finally:
             if not cycle.done():
                 await drop(cycle)
+            if cycle.cancelled():
+                # It may have been acknowledged in the very moment it was given up.
+                self.head = None
             self._cycle = None
             self.running = None
         if not cycle.cancelled() and (error := cycle.exception()) is not None:
@@ -157,17 +141,14 @@ class ProtectedVm:
             self._missed(str(failed))
             self._note_failure(failed)
         except (LinkFailed, Problem, StoreError) as error:
-            self.head = None
-            await self._failed(error)
+            settled, self.head = self.head is not None, None
+            await self._failed(error, settled)
         else:
             await self._acknowledged(result, began_ms)
 
     async def _try_cycle(self) -> CycleResult:
         tools, record = self._tools, self.record
-        head = self.head or await tools.link.get_head(
-            record.replica_access_point, record.replica_id
-        )
-        self.head = head
+        head = await self._known_head()
         self.acked_seq, self.acked_time_ms = head.acked_seq, head.acked_time_ms
         basis = await self._next_basis(head)
         if basis.kind is CycleKind.FULL and basis.seq > 1:
@@ -196,10 +177,30 @@ class ProtectedVm:
             finally:
                 await drop(reporting)
 
+    async def _known_head(self) -> ReplicaHead:
+        """What the owner says. While nobody can be asked: what it said last, unsettled."""
+        if self.head is not None:
+            return self.head
+        record = self.record
+        try:
+            self.head = await self._tools.link.get_head(
+                record.replica_access_point, record.replica_id
+            )
+        except (LinkFailed, Problem) as error:
+            if self._last_head is None or not owner_in_doubt(error):
+                raise
+            return self._last_head
+        self._last_head = self.head
+        return self.head
+
     async def _next_basis(self, head: ReplicaHead) -> Basis:
-        basis = await find_basis(self._tools.source, self.record.vm_uuid, head)
+        basis = await find_basis(
+            self._tools.source, self.record.vm_uuid, head, settled=self.head is not None
+        )
         if basis is not None:
             return basis
+        if self.head is None:
+            raise LinkFailed("what the other side holds is not known")
         if self.standing.origin is _S.REPLICATING:
             raise TrackingLost("no checkpoint of a cycle that the other side holds is left")
         return full_basis(head)
@@ -208,17 +209,16 @@ class ProtectedVm:
 
     async def _acknowledged(self, result: CycleResult, began_ms: int) -> None:
         clock, record = self._tools.clock, self.record
-        assert self.head is not None
+        known = self.head or self._last_head
+        assert known is not None
         acknowledged, summary = result.acknowledged, result.summary
-        disks = tuple(Disk(d.target, d.size_bytes) for d in record.disks if not d.excluded)
-        self.head = replace(
-            self.head,
+        self.head = self._last_head = replace(
+            known,
             acked_seq=acknowledged.seq,
             acked_digest=acknowledged.cycle_digest,
             acked_cycle_id=result.cycle_id,
             acked_time_ms=result.point_time_ms,
             epoch=acknowledged.epoch,
-            disks=disks,
         )
         self.acked_seq, self.acked_time_ms = acknowledged.seq, result.point_time_ms
         self.last_cycle, self._definition = summary, result.definition_digest
@@ -271,11 +271,11 @@ class ProtectedVm:
         else:
             self._note_failure(SourceFailed(cause))
 
-    async def _failed(self, error: Exception) -> None:
+    async def _failed(self, error: Exception, settled: bool) -> None:
         permanent = isinstance(error, Problem) and not error.retryable
         if isinstance(error, Problem) and error.reason in _TELLS_OF_ANOTHER_HEAD:
             # Asking for the head again settles it; only a repetition is an error.
-            permanent = self._failures > 2
+            permanent = self._failures > 2 and settled
         self._note_failure(error)
         self._event("cycle.failed", str(error), _facts(error), Severity.WARNING)
         if permanent:

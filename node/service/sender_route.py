@@ -92,8 +92,7 @@ class OwnerRoute:
 
         :raises LinkFailed, Problem: nothing is known of what the other side did since.
         """
-        location = await self._link.locate(self._cap, self._replica_id)
-        self.location = location
+        location = self.location = await self._locate()
         request = replace(request, epoch=location.epoch)
         if self._prefers_relay():
             return await self._unless_moved(location, self._relay(request, location))
@@ -116,6 +115,15 @@ class OwnerRoute:
         except (LinkFailed, Problem):
             return False
         return now.epoch > location.epoch
+
+    async def _locate(self) -> Location:
+        """Dead brokers must not stop replication to a living owner: then where it last was."""
+        try:
+            return await self._link.locate(self._cap, self._replica_id)
+        except (LinkFailed, Problem) as error:
+            if self.location is None or not owner_in_doubt(error):
+                raise
+            return self.location
 
     def _prefers_relay(self) -> bool:
         if self.policy == "relay":

@@ -323,3 +323,46 @@ def test_bandwidth_limit_of_the_vm() -> None:
         world.check()
 
     in_world(story)
+
+
+def test_dead_brokers_do_not_stop_replication_to_a_living_owner() -> None:
+    async def story(world: PrimaryWorld) -> None:
+        replica = await world.protect()
+        world.link.faults.cap_down = True
+        for n in range(3):
+            world.vm.write("vda", n, 70 + n)
+            await world.acknowledged(limit_ms=6_000)
+            world.check()
+        # Nor do they after a cycle whose end is not known.
+        world.vm.write("vda", 9, 9)
+        world.link.faults.lost_acks = 1
+        await world.acknowledged(2, limit_ms=12_000)
+        world.vm.fail_next_begin = True
+        await world.acknowledged(2, limit_ms=20_000)
+        world.check()
+        assert set(replica.kinds[1:]) == {CycleKind.DELTA}
+
+    in_world(story)
+
+
+def test_an_outcome_that_is_unknown_keeps_both_checkpoints_until_it_is_known() -> None:
+    async def story(world: PrimaryWorld) -> None:
+        replica = await world.protect()
+        world.vm.write("vda", 9, 9)
+        world.link.faults.lost_acks = 1
+        world.link.faults.cap_down = True
+        before = replica.seq
+        await world.until(lambda: replica.seq > before)
+        # Acknowledged there, unknown here: and now the agent ends.
+        world.link.faults.dead_nodes.add("r1")
+        await world.restart()
+        await world.clock.sleep(20_000)
+        assert len(world.vm.trackers) == 2
+        world.link.faults.cap_down = False
+        world.link.faults.dead_nodes.clear()
+        await world.acknowledged(2)
+        assert set(replica.kinds[1:]) == {CycleKind.DELTA}
+        assert len(world.vm.trackers) == 1
+        world.check()
+
+    in_world(story)
