@@ -27,7 +27,10 @@ from broker.netlink import InterfaceAddress
 
 _LOOK_MS = 50
 """Longest sleep while holding: a suspended host must notice its deadline at once."""
-_ANNOUNCE_AFTER_MS = (0, 100, 400, 1_500)
+_ANNOUNCE_AFTER_MS = (0, 100, 400)
+_ANNOUNCE_EVERY_MS = 2_000
+"""A frozen former leader's kernel still answers for the address: neighbours are told again and
+again who has it now."""
 _MCL_CURRENT_AND_FUTURE = 3
 
 
@@ -64,6 +67,8 @@ class Guard:
             self.drop()
         while self._announce_at_ms and now_ms >= self._announce_at_ms[0]:
             del self._announce_at_ms[0]
+            if not self._announce_at_ms:
+                self._announce_at_ms.append(now_ms + _ANNOUNCE_EVERY_MS)
             try:
                 self._address.announce()
             except OSError as error:

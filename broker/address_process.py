@@ -59,21 +59,36 @@ class AddressProcess:
         return self._process.pid if self._process is not None else 0
 
     async def _ask(self, command: str, wanted: str) -> None:
+        """One command, one answer; a guard that died is replaced once. :raises OSError:"""
         async with self._one_at_a_time:
-            process = await self._running()
-            assert process.stdin is not None and process.stdout is not None
-            try:
-                process.stdin.write(command.encode() + b"\n")
-                async with asyncio.timeout(_ANSWER_S):
-                    await process.stdin.drain()
-                    answer = (await process.stdout.readline()).decode().strip()
-            except (TimeoutError, BrokenPipeError, ConnectionResetError) as error:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-                raise OSError("the guard of the address does not answer") from error
+            answer = await self._answer(command) or await self._answer(command)
             if answer != wanted:
-                raise OSError(answer or "the guard of the address ended")
+                raise OSError(answer or "the guard of the address ends at once")
+
+    async def _answer(self, command: str) -> str:
+        """The guard's answer; "" where it has ended. :raises OSError: it does not answer."""
+        process = await self._running()
+        assert process.stdin is not None and process.stdout is not None
+        answer = ""
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                process.stdin.write(command.encode() + b"\n")
+                await process.stdin.drain()
+                answer = (await process.stdout.readline()).decode().strip()
+        except TimeoutError as error:
+            await self._end(process)
+            raise OSError("the guard of the address does not answer") from error
+        except (BrokenPipeError, ConnectionResetError):
+            log.warning("the guard of the address has died")
+        if not answer:
+            await self._end(process)
+        return answer
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        self._process = None
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
