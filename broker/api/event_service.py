@@ -50,8 +50,9 @@ class EventService:
             lists = await asyncio.gather(*(self._all(s) for s in self._sources(call, past)))
             events = [event for events in lists for event in events]
             for event in sorted(events, key=lambda e: (e.time.ToMilliseconds(), e.event_id)):
-                seen.add((event.node, event.event_id))
-                yield event
+                if (event.node, event.event_id) not in seen:
+                    seen.add((event.node, event.event_id))
+                    yield event
         if request.follow:
             async for event in self._merged(self._sources(call, request)):
                 if (event.node, event.event_id) not in seen:
@@ -60,6 +61,8 @@ class EventService:
     def _sources(
         self, call: Call, request: event_pb2.WatchEventsRequest
     ) -> list[AsyncIterator[event_pb2.WatchEventsResponse]]:
+        if self._services.context.standalone:
+            return [self._own(request)]  # node and broker are one process with one log
         election = self._services.election
         brokers = [
             NodeTarget(record.name, record.address, record.server_name)
