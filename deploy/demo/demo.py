@@ -15,7 +15,7 @@ from report import ROOT, Report
 from story import RELAYED_VM, VM, Story, StoryFailed
 from timeline import Timeline
 
-_CAP = os.environ.get("DEMO_CAP", "r-cap:7443")
+_CAP = os.environ.get("DEMO_CAP", "cap.lab:7443")
 
 
 class Interrupted(Exception):
@@ -39,11 +39,9 @@ def _require_root() -> None:
 def _raise_lab(hands: Hands, timeline: Timeline, report: Report) -> None:
     timeline.step(0, "The lab: one primary host, three nodes, three brokers, three etcd members")
     started = time.monotonic()
-    hands.lab("up", "--firewall", timeout_s=240)
-    hands.lab("guest", "create", "p1", VM, timeout_s=240)
-    hands.lab("guest", "start", "p1", VM)
+    hands.lab("up", "--firewall", "--guest", timeout_s=240)
+    hands.lab("guest", "rate", "p1", VM, "1M")
     hands.lab("guest", "create", "p1", RELAYED_VM, "--small", timeout_s=240)
-    hands.lab("guest", "start", "p1", RELAYED_VM)
     report["hosts"] = hands.status()
     timeline.note(
         "hosts, clusters and guests are up",

@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / "deploy" / "lab" / "lab"
 LAB_DIR = Path(os.environ.get("LAB_DIR", ROOT / "build" / "lab"))
 PYTHON = ROOT / ".venv" / "bin" / "python"
-VMRCTL = ROOT / ".venv" / "bin" / "vmrctl"
 CLIENT = "c1"
 
 
@@ -66,21 +65,7 @@ class Hands:
             return None
 
     def _vmrctl_line(self, context: str, *words: str) -> list[str]:
-        file = LAB_DIR / "vmrctl.yaml"
-        return [
-            str(LAB),
-            "shell",
-            CLIENT,
-            "--",
-            "env",
-            f"VMRCTL_CONFIG={file}",
-            str(VMRCTL),
-            "--context",
-            context,
-            "-o",
-            "json",
-            *words,
-        ]
+        return [str(LAB), "vmrctl", "--", "--context", context, "-o", "json", *words]
 
     def observe(self, kind: str, context: str, subject: str, out: Path, period_ms: int) -> None:
         """Start an observer process on the client host."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from console import Console
@@ -33,7 +32,7 @@ class Story:
         self.report = report
         self.cap = cap
         self.replica_id = ""
-        self.console = Console(LAB_DIR / "consoles" / f"{VM}.log")
+        self.console = Console(LAB_DIR / "p1" / "console" / f"{VM}.log")
         self.watch_file = LAB_DIR / "observed-replication.jsonl"
         self.locate_file = LAB_DIR / "observed-locate.jsonl"
         self.cycles: dict[int, dict[str, Any]] = {}
@@ -74,6 +73,9 @@ class Story:
 
     def enable(self) -> None:
         """1. Admission, placement with reasons, the replica VM is defined and refuses to start."""
+        self.hands.vmrctl(
+            REPLICA, "settings", "set", "any_server=true", "default_storage_location=/srv/replicas"
+        )
         started = time.monotonic()
         answer = self.hands.vmrctl(
             PRIMARY,
@@ -194,10 +196,9 @@ class Story:
         self.hands.observe("locate", REPLICA, self.replica_id, self.locate_file, 50)
         self.wait("a first Locate", lambda: [a for a in answers(self.locate_file) if a["ok"]], 20)
         leader = self._leader()
-        status = {item["name"]: item for item in self.hands.status()}
+        self.report.killed(int(self.hands.lab("daemon", leader, "pid", "broker")))
         killed = time.time()
-        out = self.hands.lab("daemon", leader, "kill", "broker")
-        self.report.killed(_pid_in(out) or int(status[leader]["pid"]))
+        self.hands.lab("daemon", leader, "kill", "broker")
 
         def answered() -> dict[str, Any] | None:
             good = [a for a in answers(self.locate_file) if a["ok"] and a["asked"] > killed]
@@ -252,15 +253,14 @@ class Story:
         """6. The newest point boots; its console proves every record on both disks."""
         self.wait_cycles(1, 60)
         started = time.monotonic()
-        answer = self.hands.vmrctl(REPLICA, "failover", "test", "start", VM, "--wait")
+        self.hands.vmrctl(REPLICA, "failover", "test", "start", VM, "--wait")
         listed = self.hands.vmrctl(REPLICA, "failover", "test", "list")["items"]
         test = next(item for item in listed if item["replica_id"] == self.replica_id)
         self.watched()
         cycle = self.cycles[test["seq"]]
         expected = self.console.last_count(before=cycle["begin"])
-        log = LAB_DIR / "consoles" / f"{test['domain_name']}.log"
-        copied = Path(str(answer.get("console_log") or "")) if isinstance(answer, dict) else log
-        console = Console(log if log.exists() or not copied.name else copied).start()
+        log = LAB_DIR / test["node"] / "var-lib-vmreplica" / "console" / f"{self.replica_id}.log"
+        console = Console(log).start()
         try:
             verified = self.wait("VERIFY of the failover VM", lambda: console.verified, 120)[0]
             self.report["console_log"] = console.text()
@@ -294,11 +294,6 @@ class Story:
         deltas = [c for c in self.cycles.values() if c["kind"].endswith("DELTA")]
         self.report["delta_bytes_on_wire"] = sum(c["wire_bytes"] for c in deltas)
         self.report["cycles_acked"] = self.acked()["acked_seq"]
-
-
-def _pid_in(text: str) -> int:
-    digits = [word for word in text.replace("=", " ").split() if word.isdigit()]
-    return int(digits[-1]) if digits else 0
 
 
 __all__ = ["CommandFailed", "Story", "StoryFailed"]
