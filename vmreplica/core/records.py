@@ -238,38 +238,42 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _build(kind: Any, data: Any, where: str) -> Any:
+    """One value of the kind that a field's annotation names."""
     if is_dataclass(kind):
-        if not isinstance(data, dict):
-            raise ValueError(f"{where}: expected an object, got {type(data).__name__}")
-        hints = _hints(kind)
-        values = {
-            name: _build(hints[name], value, f"{where}.{name}")
-            for name, value in data.items()
-            if name in hints
-        }
-        try:
-            return kind(**values)  # type: ignore[operator]
-        except TypeError as error:
-            raise ValueError(f"{where}: {error}") from error
+        return _build_record(kind, data, where)
     origin = get_origin(kind)
     if origin in (types.UnionType, typing.Union):
-        if data is None:
-            return None
         (inner,) = (arm for arm in get_args(kind) if arm is not type(None))
-        return _build(inner, data, where)
+        return None if data is None else _build(inner, data, where)
     if origin is tuple:
-        if not isinstance(data, list):
-            raise ValueError(f"{where}: expected a list, got {type(data).__name__}")
         inner = get_args(kind)[0]
-        return tuple(_build(inner, item, f"{where}[{i}]") for i, item in enumerate(data))
+        items = _expect(list, data, where, "a list")
+        return tuple(_build(inner, item, f"{where}[{i}]") for i, item in enumerate(items))
     if origin is dict:
-        if not isinstance(data, dict):
-            raise ValueError(f"{where}: expected an object, got {type(data).__name__}")
-        return {str(k): _build(get_args(kind)[1], v, f"{where}.{k}") for k, v in data.items()}
+        inner = get_args(kind)[1]
+        pairs = _expect(dict, data, where, "an object").items()
+        return {str(k): _build(inner, v, f"{where}.{k}") for k, v in pairs}
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return kind(data)
-    if kind is bool or kind is int or kind is str:
-        if type(data) is not kind:
-            raise ValueError(f"{where}: expected {kind.__name__}, got {data!r}")
-        return data
-    raise TypeError(f"{where}: no rule for {kind!r}")
+    return _expect(kind, data, where, kind.__name__)
+
+
+def _build_record(kind: Any, data: Any, where: str) -> Any:
+    hints = _hints(kind)
+    pairs = _expect(dict, data, where, "an object").items()
+    values = {
+        name: _build(hints[name], value, f"{where}.{name}")
+        for name, value in pairs
+        if name in hints
+    }
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _expect(kind: Any, data: Any, where: str, name: str) -> Any:
+    # type() and not isinstance: a boolean is no number here.
+    if type(data) is not kind:
+        raise ValueError(f"{where}: expected {name}, got {data!r}")
+    return data
