@@ -35,6 +35,7 @@ def _up(lab: Lab, a: Arguments) -> None:
         etcd_fast=a.etcd_fast,
         daemons=not a.no_daemons,
         xfs=a.xfs,
+        closed=a.closed,
         overrides=tuple(a.set),
     )
     from deploy.lab.guests import prepare, up_guest
@@ -174,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--firewall", action="store_true", help="brokers only by the cluster's address")
     up.add_argument("--etcd-fast", action="store_true", help="heartbeat 50 ms, election 300 ms")
     up.add_argument("--xfs", action="store_true", help="shared storage on an XFS loop image")
+    up.add_argument("--closed", action="store_true", help="the replica cluster admits nobody yet")
     up.add_argument("--set", action="append", default=[], metavar="[HOST/]node.KEY=VALUE")
     up.add_argument("--guest", action="store_true", help="with the running guest guest1 on p1")
     down = verb("down", _down, "remove everything (logs stay)")

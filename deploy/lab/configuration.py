@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from deploy.lab.certificates import Authority, Names
-from deploy.lab.hosts import SCRATCH_PATH, STORAGE_PATH
+from deploy.lab.hosts import BOOT_DIRECTORY, SCRATCH_PATH, STORAGE_PATH
 from deploy.lab.model import (
     BROKER_PORT,
     CAP_ADDRESS,
@@ -142,7 +142,7 @@ def _node(settings: Settings, host: Host) -> Tree:
         "libvirt_uri": "qemu:///system",
         "storage_locations": [{"path": STORAGE_PATH, "shared": not standalone}],
         "scratch_dir": SCRATCH_PATH,
-        "boot_file_directories": ["/srv/boot"],
+        "boot_file_directories": [BOOT_DIRECTORY],
         "tls": _tls("node"),
     }
     if not standalone:

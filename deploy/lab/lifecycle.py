@@ -13,9 +13,9 @@ from typing import Any
 
 from deploy.lab.cgroups import Group, hierarchy
 from deploy.lab.daemons import Daemons
-from deploy.lab.hosts import HostControl
+from deploy.lab.hosts import STORAGE_PATH, HostControl
 from deploy.lab.model import Host, LabError, Role, Settings
-from deploy.lab.place import CACHE, Place
+from deploy.lab.place import CACHE, VENV_BIN, Place
 from deploy.lab.processes import namespace_inode, run
 from deploy.lab.switch import Cut, Switch, load_cuts, save_cuts
 
@@ -55,7 +55,8 @@ class Lab:
         """Bring up what is missing. A lab that is up with other settings is refused."""
         from deploy.lab.configuration import write_all  # needs packages that `down` must not
 
-        if self.place.settings_file.exists() and self._group.exists():
+        fresh = not (self.place.settings_file.exists() and self._group.exists())
+        if not fresh:
             if self.settings() != settings:
                 raise LabError("the lab is up with other settings (see: lab down)")
         else:
@@ -67,6 +68,18 @@ class Lab:
         self.switch.up()
         self.switch.apply(settings, load_cuts(self.place.faults_file))
         self._start(settings, settings.all_hosts())
+        if fresh and settings.daemons and not settings.closed:
+            self._open(settings)
+
+    def _open(self, settings: Settings) -> None:
+        """Let every sender with a certificate of the lab put replicas into the cluster."""
+        clients = [*settings.with_role(Role.CLIENT), *settings.with_role(Role.PRIMARY)]
+        if not clients or not settings.with_role(Role.BROKER):
+            return
+        words = ["settings", "set", "any_server=true", f"default_storage_location={STORAGE_PATH}"]
+        context = ["env", f"VMRCTL_CONFIG={self.place.contexts_file}", str(VENV_BIN / "vmrctl")]
+        self.control(clients[0]).call([*context, "--context", "replica", *words], timeout_s=60)
+        self.say("any server may send to the replica cluster")
 
     def _start(self, settings: Settings, hosts: list[Host]) -> None:
         shared = self._shared_storage(settings)
@@ -156,6 +169,10 @@ class Lab:
             if not path.is_dir() or path.is_symlink():
                 path.unlink(missing_ok=True)
                 continue
+            if keep_logs and (path / "console").is_dir():
+                # Consoles of test VMs, which the node keeps in its own directory.
+                for log in path.glob("var-lib-vmreplica/console/*.log"):
+                    log.replace(path / "console" / log.name)
             for part in path.iterdir():
                 if not (keep_logs and part.name in _KEPT and path != self.place.shared):
                     _remove(part)

@@ -95,6 +95,7 @@ class Settings:
     etcd_fast: bool = False
     daemons: bool = True
     xfs: bool = False
+    closed: bool = False  # the replica cluster lets no sender in until it is told to
     overrides: tuple[str, ...] = ()
 
     def host(self, name: str) -> Host:
