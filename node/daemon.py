@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from node.api.access import NodeAccess
+from node.api.connection_service import ConnectionService
 from node.api.cycle_service import CycleService
 from node.api.failover_service import FailoverService
 from node.api.replica_service import ReplicaService
@@ -20,6 +21,7 @@ from node.api.small_services import EventService, VersionService
 from node.config import NodeConfig
 from node.disk.os_files import OsFiles
 from node.disk.replica_store import DiskReplicaStore
+from node.disk.worker_client import StoreWorker
 from node.host.guard_client import GuardClient
 from node.host.libvirt_change_source import LibvirtChangeSource
 from node.host.libvirt_connection import LibvirtConnection
@@ -101,6 +103,9 @@ class Daemon:
         config = self._config
         paths = [str(location.path) for location in config.storage_locations]
         files = OsFiles(paths)
+        self._worker = StoreWorker(
+            paths, started=self._guard.register_child, ended=self._guard.unregister_child
+        )
         return ReplicaRole(
             ReplicaRolePorts(
                 identity=NodeIdentity(
@@ -116,7 +121,11 @@ class Daemon:
                 clock=self._clock,
                 randomness=self._randomness,
                 replica_store=DiskReplicaStore(
-                    files, paths, self._randomness, verify_before_ack=self._verify_before_ack
+                    files,
+                    paths,
+                    self._randomness,
+                    merger=self._worker,
+                    verify_before_ack=self._verify_before_ack,
                 ),
                 host=self._host,
                 guard=self._guard,
@@ -177,6 +186,9 @@ class Daemon:
                 self.primary_role, self._config.cluster
             ),
             _PACKAGE + "FailoverService": FailoverService(access),
+            _PACKAGE + "ConnectionService": ConnectionService(
+                access, self._pool, self._config.access_point
+            ),
             _PACKAGE + "EventService": EventService(access, self._own_events),
             _PACKAGE + "VersionService": VersionService(access, version=version()),
         }
@@ -252,6 +264,7 @@ class Daemon:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+        await self._worker.close()
         await self._pool.close()
         await self._store.close()
         self._connection.close()
