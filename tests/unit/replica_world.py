@@ -14,6 +14,7 @@ from node.service.replica_role import ReplicaRole, ReplicaRolePorts
 from node.service.storage_watch import StorageLocation
 from vmreplica.coordination.guarded import GuardedWriter
 from vmreplica.coordination.store_cache import StoreCache
+from vmreplica.core.compaction import plan_merge, with_merged
 from vmreplica.core.cycle import (
     CLUSTER_BYTES,
     EMPTY_DIGEST,
@@ -165,7 +166,7 @@ class World:
                 events=events,
                 locations=[StorageLocation(LOCATION, True)],
                 console_directory="/console",
-                planner=Planner(lambda _: None, lambda m, _p, _l: m),
+                planner=Planner(plan_merge, with_merged),
                 limits=self.limits,
             )
         )

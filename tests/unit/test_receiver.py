@@ -389,3 +389,31 @@ def test_losing_the_lease_ends_every_acknowledgement() -> None:
         assert caught.value.reason is Reason.LEASE_LOST
 
     in_world(story)
+
+
+def test_chains_stay_short_and_read_the_same_while_cycles_go_on() -> None:
+    async def story(world: World) -> None:
+        node = await world.start("r1")
+        record = await world.create(node)
+        last = await send_cycle(node, make_cycle(1, b"", FULL))
+        expected = {1: FULL[0].digests[:16], 2: FULL[0].digests[16:32]}
+        longest = 0
+        for seq in range(2, 82):
+            frame = raw_frame(0, {seq % 7: cluster(f"c{seq}"), 20 + seq: cluster(f"n{seq}")})
+            expected[seq % 7], expected[20 + seq] = frame.digests[:16], frame.digests[16:]
+            sent = make_cycle(seq, last.cycle_digest, [frame], cycle_id=seq.to_bytes(16, "big"),
+                              since=(seq - 1).to_bytes(16, "big") if seq > 2 else b"")  # fmt: skip
+            last = await send_cycle(node, sent)
+            await asyncio.sleep(1)
+            actor = node.role.keeper.find(REPLICA)
+            assert actor is not None and actor.session is not None
+            longest = max(longest, len(actor.session.manifest.chain("vda")))
+        assert longest <= 17
+        await asyncio.sleep(10)
+        found = await read(node, "vda")
+        assert {i: d for i, d in found.items() if i in expected} == expected
+        names = await world.files["r1"].list_directory(f"{record.folder_path}/layers")
+        named = {n.partition("/")[2] for n in actor.session.manifest.named_files() if "/" in n}
+        assert set(names) <= named, "files that nothing names were left behind"
+
+    in_world(story)
