@@ -226,8 +226,7 @@ class LibvirtChangeSource:
         """In a thread: may a backup begin now? The VM's other disks."""
         if domain.state()[0] not in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED):
             raise SourceDeferred("the VM is not running; its disks can be read when it runs again")
-        if self._abort_ours(domain):
-            _wait_until_idle(domain)
+        self._abort_ours(domain)
         if domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
             raise SourceDeferred("another backup or a migration of this VM is running")
         wanted = {disk.target for disk in request.disks}
@@ -312,6 +311,8 @@ class LibvirtChangeSource:
             domain.abortJob()
         except libvirt.libvirtError as error:
             log.info("abortJob: %s", error)
+        # An aborted job takes a moment to go, and would defer the next cycle meanwhile.
+        _wait_until_idle(domain)
         return True
 
     def _clean_scratch(self) -> None:
@@ -351,7 +352,6 @@ def _delete_checkpoints(domain: Any, *, keep: bytes = b"", only: bytes = b"") ->
 
 
 def _wait_until_idle(domain: Any) -> None:
-    """An aborted job takes a moment to go."""
     for _ in range(40):
         if domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE:
             return

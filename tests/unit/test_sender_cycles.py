@@ -105,6 +105,24 @@ def test_a_new_owner_gets_the_same_cycle_from_the_first_frame(relocated_after_ms
     in_world(story)
 
 
+@pytest.mark.parametrize("relocated_after_ms", range(5_000, 11_000, 700))
+def test_an_owner_that_died_between_cycles_is_not_waited_for(relocated_after_ms: int) -> None:
+    """Connecting to it takes seconds; the broker is asked meanwhile."""
+
+    async def story(world: PrimaryWorld) -> None:
+        replica = await world.protect()
+        await world.acknowledged()
+        world.link.faults.dead_nodes.add("r1")
+        world.vm.write("vda", 1, 11)
+        await world.clock.sleep(relocated_after_ms)
+        world.link.relocate(replica.replica_id, "r2")
+        took = await world.acknowledged(limit_ms=8_000)
+        assert took <= 1_500, f"{took} ms after relocation"
+        world.check()
+
+    in_world(story)
+
+
 def test_a_silent_owner_is_left_when_the_broker_names_another() -> None:
     async def story(world: PrimaryWorld) -> None:
         replica = await world.protect()
