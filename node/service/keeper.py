@@ -291,6 +291,7 @@ async def seal_segment(actor: ReplicaActor, session: Session) -> None:
         session,
         with_segment(session.manifest, request.cycle_id, cycle.tally.frames, layers),
     )
+    cycle.named()
 
 
 def unknown_replica(replica_id: str) -> Problem:

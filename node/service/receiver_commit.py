@@ -40,6 +40,7 @@ async def commit_cycle(
     )
     before = session.manifest.head
     await actor.commit(session, with_cycle(session.manifest, received))
+    cycle.named()
     if session.incoming is cycle:
         session.incoming = None
     actor.check_deadline()

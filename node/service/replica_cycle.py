@@ -37,6 +37,7 @@ class IncomingCycle:
         self._dirty: set[int] = set()
         self._turn = asyncio.Lock()
         self._drafts = tuple(drafts)
+        self._unnamed: tuple[Layer, ...] = ()
         self.discarded = False
 
     async def restore(self) -> None:
@@ -81,12 +82,14 @@ class IncomingCycle:
 
     @property
     def has_parts(self) -> bool:
-        """Whether anything unsealed is held."""
-        return bool(self._writers)
+        """Whether anything is held that no manifest names yet."""
+        return bool(self._writers) or bool(self._unnamed)
 
     async def seal(self) -> tuple[Layer, ...]:
-        """Seal every open part, all disks at this frame number; the layers it made.
+        """Seal every open part, all disks at this frame number.
 
+        :returns: every sealed layer that no manifest names yet. A commit may be refused before
+            anything is written (the deadline has passed): the next one must still name them.
         :raises StorageFailed:
         """
         seq = self.request.seq
@@ -96,11 +99,17 @@ class IncomingCycle:
             self._writers.clear()
             self._dirty.clear()
             self.durable_frames = self.tally.frames
-        return tuple(x.layer for x in sealed if x.layer is not None)
+            self._unnamed += tuple(x.layer for x in sealed if x.layer is not None)
+        return self._unnamed
+
+    def named(self) -> None:
+        """What ``seal`` returned is in a committed manifest."""
+        self._unnamed = ()
 
     async def discard(self) -> None:
-        """Forget everything unsealed. Idempotent."""
+        """Forget everything that no manifest names. Idempotent."""
         self.discarded = True
+        self._unnamed = ()
         async with self._turn:
             writers = list(self._writers.values())
             self._writers.clear()
