@@ -75,6 +75,9 @@ class SimLoop(asyncio.SelectorEventLoop):
         self.steps = 0
         self.shuffles = 0
         self.after_step: Callable[[], None] | None = None
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timer_count = 0
+        self._timers_cancelled = 0
         # What died must not be collected while the world goes on: its ``finally`` would run.
         self._buried: dict[int, HostLife] = {}
         super().__init__(_NoSelector())
@@ -98,25 +101,36 @@ class SimLoop(asyncio.SelectorEventLoop):
         """Refused."""
         raise LeftSimulation("an executor reached the simulation")
 
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Timers of one moment fire in the order in which they were set."""
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer._scheduled = True  # type: ignore[attr-defined]
+        self._timer_count += 1
+        heapq.heappush(self._timers, (when, self._timer_count, timer))
+        return timer
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        if handle._scheduled:  # type: ignore[attr-defined]
+            self._timers_cancelled += 1
+
     def _run_once(self) -> None:
         ready: collections.deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]
-        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
-        while scheduled and (scheduled[0]._cancelled or _life(scheduled[0]).dead):
-            heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]
-        if not ready:
-            if not scheduled:
-                raise Deadlock(f"nothing left to run at t={self._now_s:.3f} s")
-            self._now_s = max(self._now_s, scheduled[0].when())
-        while scheduled and scheduled[0].when() <= self._now_s + _TIMER_RESOLUTION_S:
-            timer = heapq.heappop(scheduled)
-            timer._scheduled = False  # type: ignore[attr-defined]
-            if not timer._cancelled:
-                ready.append(timer)
-        batch = self._runnable(ready)
-        self._shuffle_task_steps(batch)
+        self._due(ready)
+        batch = list(ready)
+        ready.clear()
+        if len(batch) > 1:
+            self._shuffle_task_steps(batch)
         for handle in batch:
+            if handle._cancelled:
+                continue
             life = _life(handle)
-            if handle._cancelled or life.dead:
+            if life.dead:
                 continue
             if life.paused:
                 life.held.append(handle)
@@ -126,13 +140,38 @@ class SimLoop(asyncio.SelectorEventLoop):
             if self.after_step is not None:
                 self.after_step()
 
-    def _runnable(self, ready: collections.deque[asyncio.Handle]) -> list[asyncio.Handle]:
-        batch = [h for h in ready if not h._cancelled]
-        ready.clear()
-        return batch
+    def _due(self, ready: collections.deque[asyncio.Handle]) -> None:
+        """Move on to the next moment if nothing is ready, and add its timers."""
+        timers = self._timers
+        if self._timers_cancelled > 100 and 2 * self._timers_cancelled > len(timers):
+            timers[:] = [entry for entry in timers if not entry[2]._cancelled]
+            heapq.heapify(timers)
+            self._timers_cancelled = 0
+        while timers and (timers[0][2]._cancelled or _life(timers[0][2]).dead):
+            self._pop_timer()
+        if not ready:
+            if not timers:
+                raise Deadlock(f"nothing left to run at t={self._now_s:.3f} s")
+            self._now_s = max(self._now_s, timers[0][0])
+        until = self._now_s + _TIMER_RESOLUTION_S
+        while timers and timers[0][0] <= until:
+            timer = self._pop_timer()
+            if not timer._cancelled:
+                ready.append(timer)
+
+    def _pop_timer(self) -> asyncio.TimerHandle:
+        timer = heapq.heappop(self._timers)[2]
+        timer._scheduled = False  # type: ignore[attr-defined]
+        if timer._cancelled:
+            self._timers_cancelled = max(0, self._timers_cancelled - 1)
+        return timer
 
     def _shuffle_task_steps(self, batch: list[asyncio.Handle]) -> None:
-        slots = [i for i, handle in enumerate(batch) if _is_task_step(handle)]
+        slots = [
+            i
+            for i, handle in enumerate(batch)
+            if isinstance(getattr(handle._callback, "__self__", None), asyncio.Task)  # type: ignore[attr-defined]
+        ]
         if len(slots) < 2:
             return
         self.shuffles += 1
@@ -153,7 +192,7 @@ class SimLoop(asyncio.SelectorEventLoop):
     def end(self) -> None:
         """Drop everything that still waits, and close."""
         self._ready.clear()  # type: ignore[attr-defined]
-        self._scheduled.clear()  # type: ignore[attr-defined]
+        self._timers.clear()
         self._buried.clear()
         self.close()
 
@@ -189,10 +228,6 @@ def _life(handle: asyncio.Handle) -> HostLife:
     return context.get(_LIFE) or _WORLD
 
 
-def _is_task_step(handle: asyncio.Handle) -> bool:
-    return isinstance(getattr(handle._callback, "__self__", None), asyncio.Task)  # type: ignore[attr-defined]
-
-
 def run(main: Callable[[SimLoop], Awaitable[T]], seed: int) -> T:
     """Run ``main(loop)`` in a fresh world to its end."""
     loop = SimLoop(seed)
@@ -200,7 +235,9 @@ def run(main: Callable[[SimLoop], Awaitable[T]], seed: int) -> T:
     async def entry() -> T:
         return await main(loop)
 
-    hook = sys.unraisablehook
+    hook, collects = sys.unraisablehook, gc.isenabled()
+    # What a collection finalizes, and when, must not depend on what ran before.
+    gc.disable()
     try:
         asyncio.set_event_loop(loop)
         return loop.run_until_complete(entry())
@@ -213,3 +250,5 @@ def run(main: Callable[[SimLoop], Awaitable[T]], seed: int) -> T:
         loop.end()
         gc.collect()
         sys.unraisablehook = hook
+        if collects:
+            gc.enable()
