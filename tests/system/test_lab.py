@@ -63,6 +63,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
         "up",
         "--no-daemons",
         "--xfs",
+        "--firewall",
         "--hosts",
         "p1,r1,r2,e1,e2,e3,c1",
         "--roles",
@@ -124,7 +125,7 @@ def test_every_host_has_namespaces_of_its_own(lab: Runner) -> None:
 
 def test_up_again_changes_nothing_and_other_settings_are_refused(lab: Runner) -> None:
     before = lab.hosts()
-    words = ("up", "--no-daemons", "--xfs", "--hosts", "p1,r1,r2,e1,e2,e3,c1")
+    words = ("up", "--no-daemons", "--xfs", "--firewall", "--hosts", "p1,r1,r2,e1,e2,e3,c1")
     lab(*words, "--roles", "r2=node,broker")
     assert lab.hosts() == before
     refused = lab(*words, check=False)
@@ -155,6 +156,53 @@ def test_a_cut_one_way_leaves_the_other_way_open(lab: Runner) -> None:
     finally:
         at_r1.close()
         at_p1.close()
+
+
+class Listener:
+    """A TCP port in one host; the kernel answers, nobody accepts."""
+
+    def __init__(self, lab: Runner, host: str, port: int) -> None:
+        self._lab = lab
+        self._port = port
+        self._socket = in_network_of(lab.pid(host), lambda: socket.create_server(("", port)))
+
+    def reached_by(self, host: str, address: str) -> bool:
+        """A dropped SYN is never answered: the wait for nothing is one second."""
+
+        def work() -> bool:
+            try:
+                socket.create_connection((address, self._port), timeout=1).close()
+            except TimeoutError:
+                return False
+            return True
+
+        return in_network_of(self._lab.pid(host), work)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def test_behind_the_firewall_only_the_clusters_address_is_open(lab: Runner) -> None:
+    broker, node = Listener(lab, "r2", 7443), Listener(lab, "r2", 7444)
+    lab("shell", "r2", "--", "ip", "addr", "add", "10.77.0.100/24", "dev", "eth0")
+    try:
+        for outsider in ("p1", "c1"):
+            assert broker.reached_by(outsider, "10.77.0.100")
+            assert not broker.reached_by(outsider, "10.77.0.22")
+            assert node.reached_by(outsider, "10.77.0.22")
+        assert broker.reached_by("r1", "10.77.0.22")
+        lab("cut", "p1", "r2", "--port", "7444", "--new")
+        assert not node.reached_by("p1", "10.77.0.22")
+        assert node.reached_by("c1", "10.77.0.22") and broker.reached_by("p1", "10.77.0.100")
+        lab("cut", "p1", "cap")
+        assert not broker.reached_by("p1", "10.77.0.100")
+        lab("heal")
+        assert node.reached_by("p1", "10.77.0.22") and broker.reached_by("p1", "10.77.0.100")
+        assert not broker.reached_by("p1", "10.77.0.22")
+    finally:
+        lab("shell", "r2", "--", "ip", "addr", "del", "10.77.0.100/24", "dev", "eth0")
+        broker.close()
+        node.close()
 
 
 def test_the_store_is_shared_by_the_replica_nodes_alone(lab: Runner) -> None:
