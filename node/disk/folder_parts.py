@@ -74,6 +74,8 @@ async def continue_writer(
         await index.truncate(HEADER_BYTES + sum(map(entry_bytes, frames)))
         await index.fdatasync()
         file = await files.open(f"{folder}/{found.part}", write=True)
+        # What lies behind must be a hole again: tables leave out what they do not use.
+        await file.truncate(frames[-1].end)
         writer.continue_part(found.part, file, index, frames)
 
 

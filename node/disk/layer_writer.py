@@ -22,7 +22,7 @@ from node.disk.layer_format import (
     parse_records,
     render_trailer,
 )
-from node.disk.names import LAYERS, FileNames
+from node.disk.names import INCOMING, LAYERS, FileNames
 from node.disk.part_index import (
     HEADER_BYTES,
     PartFrame,
@@ -230,11 +230,13 @@ class DiskLayerWriter:
             assert self._file is not None
             await self._file.fdatasync()
             await self._file.close()
+            # From now on nobody may continue the part: it is about to become a layer.
+            if await self._drop_index():
+                await self._files.sync_directory(f"{self._folder}/{self._names.incoming()}")
             await self._files.set_read_only(f"{self._folder}/{self._part}")
             name = self._names.layer(disk.target, from_seq, to_seq)
             await self._files.rename(f"{self._folder}/{self._part}", f"{self._folder}/{name}")
             await self._files.sync_directory(f"{self._folder}/{LAYERS}")
-            await self._drop_index()
         except BaseException:
             self._broken = True
             raise
@@ -288,13 +290,15 @@ class DiskLayerWriter:
         await self._index.fdatasync()
         if self._index_end == HEADER_BYTES:
             await self._files.sync_directory(f"{self._folder}/{self._names.incoming()}")
+            await self._files.sync_directory(f"{self._folder}/{INCOMING}")
         self._index_end += len(pieces[-1].data)
         self._unsynced = []
 
-    async def _drop_index(self) -> None:
-        if self._index is not None:
-            await self._index.close()
-            await self._files.unlink(f"{self._folder}/{index_name(self._part)}")
+    async def _drop_index(self) -> bool:
+        if self._index is None:
+            return False
+        await self._index.close()
+        return await self._files.unlink(f"{self._folder}/{index_name(self._part)}")
 
 
 def index_name(part: str) -> str:
