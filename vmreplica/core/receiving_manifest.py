@@ -7,7 +7,7 @@ incarnation are set here too, so that nothing else has to know how a manifest fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from vmreplica.core.cycle import CycleKind, CycleOpen, Disk
@@ -134,23 +134,6 @@ def with_head_point(manifest: Manifest, kind: PointKind) -> Manifest:
         chain=tuple((d.target, manifest.chain(d.target)) for d in manifest.disks if not d.excluded),
     )
     return replace(manifest, points=(point,))
-
-
-def with_merged(manifest: Manifest, merged: Sequence[Layer], into: Layer) -> Manifest:
-    """``into`` takes the place of the adjacent layers ``merged``; the points' chains follow."""
-    names = {x.file for x in merged}
-    first = next(i for i, x in enumerate(manifest.layers) if x.file in names)
-    layers = [x for x in manifest.layers if x.file not in names]
-    layers.insert(first, into)
-    changed = replace(manifest, layers=tuple(layers))
-    if not manifest.points:
-        return changed
-    newest = manifest.points[-1]
-    chain = tuple(
-        (target, changed.chain(target) if target == into.target else files)
-        for target, files in newest.chain
-    )
-    return replace(changed, points=(*manifest.points[:-1], replace(newest, chain=chain)))
 
 
 def with_run(manifest: Manifest, run: Run, pin: Pin) -> Manifest:
