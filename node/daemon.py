@@ -18,6 +18,7 @@ from node.api.failover_service import FailoverService
 from node.api.replica_service import ReplicaService
 from node.api.replication_service import ReplicationService
 from node.api.small_services import EventService, VersionService
+from node.api.store_service import StoreService
 from node.config import NodeConfig
 from node.disk.os_files import OsFiles
 from node.disk.replica_store import DiskReplicaStore
@@ -102,7 +103,7 @@ class Daemon:
     def _replica_role(self) -> ReplicaRole:
         config = self._config
         paths = [str(location.path) for location in config.storage_locations]
-        files = OsFiles(paths)
+        self._files = files = OsFiles(paths)
         self._worker = StoreWorker(
             paths, started=self._guard.register_child, ended=self._guard.unregister_child
         )
@@ -188,6 +189,12 @@ class Daemon:
             _PACKAGE + "FailoverService": FailoverService(access),
             _PACKAGE + "ConnectionService": ConnectionService(
                 access, self._pool, self._config.access_point
+            ),
+            _PACKAGE + "StoreService": StoreService(
+                access,
+                self._files,
+                [str(location.path) for location in self._config.storage_locations],
+                self._pool,
             ),
             _PACKAGE + "EventService": EventService(access, self._own_events),
             _PACKAGE + "VersionService": VersionService(access, version=version()),

@@ -25,7 +25,7 @@ from vmreplica.adapters.tls import TlsFiles
 from vmreplica.core.cycle import Accepted, Acknowledged
 from vmreplica.core.problems import Problem, Reason
 from vmreplica.ports.replica_link import LinkFailed, Location, NewReplica, ReplicaHead
-from vmreplica.v1 import replica_pb2, settings_pb2
+from vmreplica.v1 import connection_pb2, replica_pb2, settings_pb2, store_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = "solo"
@@ -251,3 +251,36 @@ async def test_outsiders_learn_nothing_and_the_daemon_lives(room: Room, sender: 
     )
     assert [point.seq for point in points.items] == [1]
     assert points.items[0].chains[0].qemu_json.startswith("json:")
+
+
+async def test_store_check_and_connection_test_answer_with_rows(room: Room, sender: Sender) -> None:
+    await sender.admitted(str(uuid.uuid4()))
+    admin = ChannelPool(room.files["admin"], SystemClock())
+    checked = await admin.unary(
+        room.cap,
+        "",
+        "/vmreplica.v1.StoreService/CheckStore",
+        store_pb2.CheckStoreRequest(path=str(room.store)),
+        store_pb2.CheckStoreResponse,
+    )
+    assert checked.checks
+    assert all(row.ok for row in checked.checks), checked
+    with pytest.raises(Problem) as caught:
+        await admin.unary(
+            room.cap,
+            "",
+            "/vmreplica.v1.StoreService/CheckStore",
+            store_pb2.CheckStoreRequest(path="/nowhere"),
+            store_pb2.CheckStoreResponse,
+        )
+    assert caught.value.reason is Reason.BAD_FIELD
+    for to, good in ((room.cap, True), (f"localhost:{free_port()}", False)):
+        tested = await admin.unary(
+            room.cap,
+            "",
+            "/vmreplica.v1.ConnectionService/TestConnection",
+            connection_pb2.TestConnectionRequest(to=to),
+            connection_pb2.TestConnectionResponse,
+        )
+        assert all(row.ok for row in tested.checks) is good, tested
+    await admin.close()
