@@ -18,10 +18,11 @@ from node.api.failover_service import FailoverService
 from node.api.replica_service import ReplicaService
 from node.api.replication_service import ReplicationService
 from node.api.small_services import EventService, VersionService
-from node.api.store_service import StoreService
+from node.api.store_service import StoreChecks, StoreService
 from node.config import NodeConfig
 from node.disk.os_files import OsFiles
 from node.disk.replica_store import DiskReplicaStore
+from node.disk.store_check import ProbeTicket, StoreCheck
 from node.disk.worker_client import StoreWorker
 from node.host.guard_client import GuardClient
 from node.host.libvirt_change_source import LibvirtChangeSource
@@ -192,7 +193,9 @@ class Daemon:
             ),
             _PACKAGE + "StoreService": StoreService(
                 access,
-                self._files,
+                StoreChecks(
+                    lambda path: StoreCheck(self._files, path, self._randomness), ProbeTicket
+                ),
                 [str(location.path) for location in self._config.storage_locations],
                 self._pool,
             ),

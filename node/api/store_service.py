@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from node.api.access import NodeAccess
-from node.disk.files import Files
-from node.disk.store_check import Finding, ProbeTicket, StoreCheck
 from vmreplica.adapters.grpc_channels import ChannelPool
 from vmreplica.core.identity import RoleKind
 from vmreplica.core.problems import Problem, Reason
@@ -19,14 +19,52 @@ _PROBE_MS = 20_000
 _REMEDY = "Use a file system that keeps this promise, exported and mounted with sync."
 
 
+class Finding(Protocol):
+    """What was seen of one property (disk.store_check.Finding)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def ok(self) -> bool: ...
+
+    @property
+    def detail(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A finding of this service's own."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreChecks:
+    """The checks of node.disk.store_check, handed in where the node is composed.
+
+    :param check: a StoreCheck of one location.
+    :param ticket: a ProbeTicket from its tag and digest.
+    """
+
+    check: Callable[[str], Any]
+    ticket: Callable[[str, bytes], Any]
+
+
 class StoreService:
     """Runs the check here, and its peer's step on every other node that offers the location."""
 
     def __init__(
-        self, access: NodeAccess, files: Files, locations: Sequence[str], pool: ChannelPool
+        self,
+        access: NodeAccess,
+        checks: StoreChecks,
+        locations: Sequence[str],
+        pool: ChannelPool,
     ) -> None:
         self._access = access
-        self._files = files
+        self._checks = checks
         self._locations = tuple(locations)
         self._pool = pool
 
@@ -52,7 +90,7 @@ class StoreService:
         path = self._location(request.path)
         word, _, hexed = request.step.partition(" ")
         try:
-            ticket = ProbeTicket(request.token, bytes.fromhex(hexed))
+            ticket = self._checks.ticket(request.token, bytes.fromhex(hexed))
         except ValueError:
             word = ""
         if word != "probe" or len(request.token) != 16:
@@ -63,33 +101,31 @@ class StoreService:
                 value=request.step[:64],
                 remedy="Ask a node or a broker for CheckStore.",
             )
-        findings = await StoreCheck(self._files, path, self._access.role.parts.randomness).probe(
-            ticket
-        )
+        findings: Sequence[Finding] = await self._checks.check(path).probe(ticket)
         bad = [f"{x.name}: {x.detail}" for x in findings if not x.ok]
         return store_pb2.ProbeStoreResponse(ok=not bad, detail="; ".join(bad) or "all seen")
 
     async def _check(self, path: str, peer: NodeRecord | None) -> list[store_pb2.StoreCheck]:
         me = self._access.role.parts.node
-        check = StoreCheck(self._files, path, self._access.role.parts.randomness)
+        check = self._checks.check(path)
         try:
             ticket, findings = await check.prepare()
         except StorageFailed as failed:
-            return [_row(Finding("writable", False, str(failed)), me)]
+            return [_row(_Seen("writable", False, str(failed)), me)]
         rows = [_row(finding, me) for finding in findings]
         probed = False
         try:
             if peer is not None:
-                shown = await self._ask(path, peer, ticket)
+                shown = await self._ask(path, peer, ticket.tag, ticket.probe_digest)
                 probed = shown.ok
                 rows.append(_row(shown, peer.name))
         finally:
             rows += [_row(x, me) for x in await check.finish(ticket, probed=probed)]
         return rows
 
-    async def _ask(self, path: str, peer: NodeRecord, ticket: ProbeTicket) -> Finding:
+    async def _ask(self, path: str, peer: NodeRecord, tag: str, probe_digest: bytes) -> Finding:
         request = store_pb2.ProbeStoreRequest(
-            path=path, step=f"probe {ticket.probe_digest.hex()}", token=ticket.tag
+            path=path, step=f"probe {probe_digest.hex()}", token=tag
         )
         try:
             answer = await self._pool.unary(
@@ -101,8 +137,8 @@ class StoreService:
                 timeout_ms=_PROBE_MS,
             )
         except Problem as problem:
-            return Finding("shared", False, problem.message)
-        return Finding("shared", answer.ok, answer.detail)
+            return _Seen("shared", False, problem.message)
+        return _Seen("shared", answer.ok, answer.detail)
 
     def _peers(self, path: str) -> list[NodeRecord]:
         parts = self._access.role.parts
