@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Coroutine
@@ -11,6 +12,7 @@ from simulation.checks import Checks
 from simulation.hosts import LOCATION, SimBroker, SimNode
 from simulation.network import Network
 from simulation.options import Options
+from simulation.ownership_checks import OwnershipChecks
 from simulation.primary import HOST, Hypervisor, SimPrimary
 from simulation.storage import SimFiles
 from vmreplica.core.keys import Keys
@@ -64,18 +66,19 @@ class Cluster:
         self.keys = Keys("replica")
         self.fired: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
-        self.checks = Checks(self.keys)
         self.network = Network(loop, random.Random(self.random.getrandbits(64)), self.fired)
-        self.server = FakeStoreServer(self.random.getrandbits(32))
-        self.server.on_commit.append(
-            lambda state, events: self.checks.committed(dict(state.live), events)
-        )
+        self.violated: asyncio.Future[None] = loop.create_future()
         self.disk = MemoryDisk(
             now_ms=lambda: loop.time() * 1000,
             listing_lag_ms=self.random.choice((0.0, 0.0, 2_000.0)),
             pick=self.random.randrange,
         )
         self.disk.make_location(LOCATION)
+        self.checks = Checks(self.disk, loop.time, self._violated)
+        self.ownership = OwnershipChecks(self.keys, self.checks, self._leaders)
+        self.server = FakeStoreServer(self.random.getrandbits(32), step=self.ownership.step)
+        # Watched while the check is sound: a frozen clock shows that a lease stands which is gone.
+        self.clocks_are_true = not options.freeze_clock
         self.files: dict[str, SimFiles] = {}
         self.node_names = tuple(f"r{i + 1}" for i in range(options.nodes))
         self.broker_names = tuple(f"b{i + 1}" for i in range(options.brokers))
@@ -87,7 +90,15 @@ class Cluster:
         self.hypervisor = Hypervisor(self, self.clocks[HOST], options.vms)
         self.lives: dict[str, HostLife] = {}
         self.hosts: dict[str, SimBroker | SimNode | SimPrimary] = {}
-        self.failures: list[BaseException] = []
+
+    def _violated(self, violation: BaseException) -> None:
+        if not self.violated.done():
+            self.violated.set_exception(violation)
+
+    def _leaders(self) -> list[str]:
+        brokers = [self.broker(name) for name in self.broker_names if self.alive(name)]
+        leading = [b.name for b in brokers if b.services.election.may_act()]
+        return leading if self.clocks_are_true else leading[:1]
 
     def events_of(self, name: str) -> SimEvents:
         """The event log of one host."""
@@ -129,7 +140,18 @@ class Cluster:
         await admin.transaction([], [Put(self.keys.settings, render(settings))])
         for name in (*self.broker_names, *self.node_names, HOST):
             self.boot(name)
-        self.loop.create_task(self.hypervisor.guests_write())
+        self.spawn(self.hypervisor.guests_write())
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """The world's own doing, part of no host's life; it must not fail."""
+        self.loop.create_task(self._reported(work))
+
+    async def _reported(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self._violated(error)
+            raise
 
     def boot(self, name: str) -> None:
         """Start a host's daemon in a new life."""
@@ -147,17 +169,18 @@ class Cluster:
         self.loop.start_on(life, self._guarded(life, host.main()))
 
     async def _guarded(self, life: HostLife, main: Coroutine[Any, Any, None]) -> None:
-        """A daemon that ends by itself is a bug: remember it for the verdict."""
+        """A daemon that ends by itself is a bug."""
         try:
             await main
         except BaseException as error:
             if not life.dead:
-                self.failures.append(error)
+                self._violated(error)
             raise
 
     def crash(self, name: str) -> None:
         """kill -9 of everything on the host."""
         self.loop.crash(self.lives[name])
+        self.network.died(self.lives[name])
         if name in self.node_names:
             self.disk.crash(name)
 

@@ -6,13 +6,14 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
+from broker.service.composition import BrokerServices
 from simulation.cluster import Cluster
 from simulation.hosts import LOCATION
 from simulation.options import FAULT_KINDS
 from simulation.primary import HOST
-from vmreplica.core.records import DrainState, NodeConfigRecord, render
-from vmreplica.ports.cluster_store import Put
-from vmreplica.testing.fake_cluster_store import FakeClusterStore
+from vmreplica.core.problems import Problem
+from vmreplica.ports.cluster_store import StoreError
+from vmreplica.ports.replica_link import LinkFailed
 
 
 class Faults:
@@ -21,7 +22,7 @@ class Faults:
     def __init__(self, cluster: Cluster, seed: int) -> None:
         self._cluster = cluster
         self._random = random.Random(seed ^ 0x5EED)
-        self._undo: list[Callable[[], None]] = []
+        self._over = False
         self._acts: dict[str, Callable[[], Awaitable[None]]] = {
             kind: getattr(self, f"_{kind}") for kind in FAULT_KINDS
         }
@@ -35,11 +36,13 @@ class Faults:
             await asyncio.sleep(self._random.expovariate(1 / options.fault_pause_s))
             kind = self._random.choice(kinds)
             self._cluster.fired[kind] += 1
-            loop.create_task(self._acts[kind]())
+            self._cluster.spawn(self._acts[kind]())
 
     def heal(self) -> None:
         """Faults stop: the network passes, the store answers, clocks are right, hosts are up."""
         cluster = self._cluster
+        self._over = True
+        cluster.spawn(self._undrain_all())
         cluster.network.heal()
         cluster.server.regain_quorum()
         for name, life in cluster.lives.items():
@@ -70,10 +73,43 @@ class Faults:
         if not self._cluster.alive(name):
             self._cluster.boot(name)
 
+    async def _moment(self, name: str) -> bool:
+        """Most faults strike in the middle of an act; false: the faults are over meanwhile."""
+        if self._random.random() < 0.6:
+            files = self._cluster.view(name)
+            files.moment = self._cluster.loop.create_future()
+            await asyncio.wait({files.moment}, timeout=6)
+            files.moment = None
+        return not self._over
+
     # -- the kinds
 
     async def _crash_node(self) -> None:
-        await self._away(self._node(), 1, 40)
+        name = self._node()
+        if await self._moment(name):
+            await self._away(name, 1, 40)
+
+    async def _brake(self) -> None:
+        """All nodes but one vanish at once."""
+        names = list(self._cluster.node_names)
+        names.remove(self._node())
+        await asyncio.gather(*(self._away(name, 1, 40) for name in names))
+
+    async def _power_cut(self) -> None:
+        """Storage and all nodes lose power: only what was durable is left."""
+        cluster = self._cluster
+        if not await self._moment(self._node()):
+            return
+        up = [name for name in cluster.node_names if cluster.alive(name)]
+        for name in up:
+            cluster.crash(name)
+        cluster.disk.delayed.clear()
+        cluster.disk.power_cut()
+        cluster.checks.power_was_cut()
+        await asyncio.sleep(self._random.uniform(1, 15))
+        for name in up:
+            if not cluster.alive(name):
+                cluster.boot(name)
 
     async def _crash_broker(self) -> None:
         await self._away(self._random.choice(self._cluster.broker_names), 1, 40)
@@ -83,6 +119,8 @@ class Faults:
 
     async def _pause_node(self) -> None:
         name = self._node()
+        if not await self._moment(name):
+            return
         life = self._cluster.lives[name]
         self._cluster.loop.pause(life)
         await asyncio.sleep(self._random.choice((1.0, 4.0, 7.0, 15.0)))
@@ -91,10 +129,12 @@ class Faults:
     async def _freeze_clock(self) -> None:
         """The host is a virtual machine that was paused: its clocks stood still as well."""
         name = self._any()
+        if name in self._cluster.node_names and not await self._moment(name):
+            return
         life, clock = self._cluster.lives[name], self._cluster.clocks[name]
         clock.stop()
         self._cluster.loop.pause(life)
-        await asyncio.sleep(self._random.uniform(2, 15))
+        await asyncio.sleep(self._random.uniform(2, 20))
         clock.go()
         self._cluster.loop.resume(life)
 
@@ -142,6 +182,12 @@ class Faults:
         await asyncio.sleep(self._random.uniform(1, 30))
         self._cluster.server.regain_quorum()
 
+    async def _store_slow(self) -> None:
+        faults = self._cluster.server.faults(self._any())
+        faults.slow = 0.5
+        await asyncio.sleep(self._random.uniform(2, 20))
+        faults.slow = 0.0
+
     async def _watch_faults(self) -> None:
         faults = self._cluster.server.faults(self._any())
         faults.lose_watch_events = 0.3
@@ -178,19 +224,30 @@ class Faults:
         self._cluster.view(name).error_chance = 0.0
 
     async def _drain(self) -> None:
-        """What the broker's drain does, at the level of the store."""
         name = self._node()
-        await self._configure(name, DrainState.DRAINING)
+        if await self._at_leader(lambda services: services.drain.drain(name)):
+            self._cluster.fired["drain_begun"] += 1
         await asyncio.sleep(self._random.uniform(5, 30))
-        await self._configure(name, DrainState.READY)
+        await self._at_leader(lambda services: services.drain.undrain(name))
 
-    async def _configure(self, name: str, drain: DrainState) -> None:
-        admin = FakeClusterStore(self._cluster.server, "admin")
-        record = NodeConfigRecord(name=name, drain=drain)
+    async def _at_leader(self, act: Callable[[BrokerServices], Awaitable[object]]) -> bool:
+        """A person asks the leader; whether it was done."""
+        cluster = self._cluster
+        leader = cluster.network.vip_host()
+        if not leader:
+            return False
         try:
-            await admin.transaction([], [Put(self._cluster.keys.node_config(name), render(record))])
-        except Exception:  # noqa: BLE001 - the store is down as well: no drain then
-            return
+            await cluster.network.call(leader, leader, lambda: act(cluster.broker(leader).services))
+        except (Problem, LinkFailed, StoreError):
+            return False
+        return True
+
+    async def _undrain_all(self) -> None:
+        """In the end somebody puts every node to use again."""
+        cluster = self._cluster
+        for name in cluster.node_names:
+            while not await self._at_leader(lambda s, n=name: s.drain.undrain(n)):
+                await asyncio.sleep(2)
 
     async def _lose_bitmap(self) -> None:
         self._cluster.checks.tracking_lost += 1

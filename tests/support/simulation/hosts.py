@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING
 
 from broker.service.composition import BrokerServices, build_services
 from node.disk.replica_store import DiskReplicaStore
-from node.service.keeper import Keeper
-from node.service.membership import Membership, NodeIdentity
-from node.service.receiver import Receiver
-from node.service.releaser import Releaser
-from node.service.replica_access import ReplicaAccess
-from node.service.replica_parts import KeeperLimits, ReplicaParts
-from node.service.storage_watch import StorageLocation, StorageWatch
+from node.service.compactor import Planner
+from node.service.membership import NodeIdentity
+from node.service.replica_parts import KeeperLimits
+from node.service.replica_role import ReplicaRole, ReplicaRolePorts
+from node.service.storage_watch import StorageLocation
 from vmreplica.coordination.guarded import GuardedWriter
-from vmreplica.coordination.lease_keeper import LeaseKeeper
 from vmreplica.coordination.store_cache import StoreCache
 from vmreplica.core.authorization import authorize, unknown_replica
+from vmreplica.core.compaction import plan_merge, with_merged
 from vmreplica.core.cycle import Disk
-from vmreplica.core.lease_timing import NODE_LEASE
 from vmreplica.core.problems import Problem
 from vmreplica.core.records import BrokerRecord, ReplicaRecord
 from vmreplica.ports.replica_link import Location, NewReplica, ReplicaHead
@@ -132,77 +129,105 @@ class SimAddress:
             self._cluster.network.vip = ""
 
 
+class SimGuard:
+    """The guard process of a node: it probes storage. Who must not act is left to the checks."""
+
+    def __init__(self, probe_ages: Mapping[str, int]) -> None:
+        self._probe_ages = probe_ages
+
+    def set_deadline(self, boottime_ms: int) -> None:
+        """The manifest log alone must be enough."""
+
+    def register_child(self, pid: int) -> None:
+        """There are none."""
+
+    def unregister_child(self, pid: int) -> None:
+        """There are none."""
+
+    def probe_ages_ms(self) -> Mapping[str, int]:
+        """As the world says."""
+        return self._probe_ages
+
+    async def frozen(self, vm_uuid: str, until_boottime_ms: int) -> None:
+        """Of the primary role."""
+
+    async def thawed(self, vm_uuid: str) -> None:
+        """Likewise."""
+
+    async def job_begins(
+        self, vm_uuid: str, scratch_paths: tuple[str, ...], abort_at_boottime_ms: int
+    ) -> None:
+        """Likewise."""
+
+    async def job_ended(self, vm_uuid: str) -> None:
+        """Likewise."""
+
+
 class SimNode:
     """One node in the replica role."""
 
     def __init__(self, cluster: Cluster, name: str, clock: FakeClock) -> None:
+        self._cluster = cluster
         self.name = name
         self.clock = clock
         keys, events = cluster.keys, cluster.events_of(name)
         randomness = SeededRandomness(cluster.random.getrandbits(64))
         store = FakeClusterStore(cluster.server, name)
         self.cache = StoreCache(store, clock, keys.root)
-        self._probe_ages: Mapping[str, int] = cluster.probe_ages[name]
-        disk = DiskReplicaStore(cluster.view(name), (LOCATION,), randomness)
-        host = FakeVmHost()
-        watch = StorageWatch(
-            disk, clock, host, (StorageLocation(LOCATION, True),), lambda: self._probe_ages
+        self.role = ReplicaRole(
+            ReplicaRolePorts(
+                identity=NodeIdentity(
+                    name=name, address=f"{name}:7444", server_name=name, version="sim"
+                ),
+                keys=keys,
+                store=store,
+                cache=self.cache,
+                writer=GuardedWriter(store, clock, randomness, keys),
+                clock=clock,
+                randomness=randomness,
+                replica_store=DiskReplicaStore(cluster.view(name), (LOCATION,), randomness),
+                host=FakeVmHost(),
+                guard=SimGuard(cluster.probe_ages[name]),
+                events=events,
+                locations=(StorageLocation(LOCATION, True),),
+                console_directory="/console",
+                planner=Planner(plan_merge, with_merged),
+                limits=KeeperLimits(segment_bytes=cluster.options.segment_bytes),
+            )
         )
-        self._watch = watch
-        lease = LeaseKeeper.with_timing(store, clock, NODE_LEASE)
-        identity = NodeIdentity(name=name, address=f"{name}:7444", server_name=name, version="sim")
-        self.membership = Membership(store, clock, randomness, keys, lease, identity, watch.facts)
-        self.parts = ReplicaParts(
-            node=name,
-            keys=keys,
-            store=store,
-            cache=self.cache,
-            writer=GuardedWriter(store, clock, randomness, keys),
-            clock=clock,
-            randomness=randomness,
-            replica_store=disk,
-            standing=self.membership,
-            domains=_NoDomains(),
-            events=events,
-            limits=KeeperLimits(segment_bytes=cluster.options.segment_bytes),
-        )
-        self.keeper = Keeper(self.parts)
-        self.membership.on_change.append(self.keeper.changed)
-        self.releaser = Releaser(self.parts, self.keeper)
-        access = ReplicaAccess(self.cache, keys)
-        self.receiver = Receiver(self.parts, self.keeper, access)
+        self._may_act = self.role.membership.may_act
+        self.role.membership.may_act = self._watched_may_act  # type: ignore[method-assign]
+
+    def _watched_may_act(self) -> bool:
+        """Whoever thinks that it may act has a lease (unless clocks stood still)."""
+        if not self._may_act():
+            return False
+        cluster, membership = self._cluster, self.role.membership
+        key = cluster.keys.node(self.name, membership.incarnation)
+        if cluster.clocks_are_true and key not in cluster.server.state.live:
+            cluster.checks.fail(f"{self.name} acts although its lease is gone")
+        return True
 
     async def main(self) -> None:
         """What the daemon runs."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.cache.run())
-            group.create_task(self.membership.run())
-            group.create_task(self.keeper.run())
-            group.create_task(self.releaser.run())
-            group.create_task(self._watch.run(self.membership.facts_changed))
+            group.create_task(self.role.run())
 
     async def head(self, replica_id: str) -> ReplicaHead:
         """GetReplica at the owner."""
-        actor = await self.keeper.locate(replica_id)
+        actor = await self.role.keeper.locate(replica_id)
         session = await actor.serving(2_000)
         manifest = session.manifest
-        head = manifest.head
+        self._cluster.checks.served(replica_id, session.epoch, self.name)
         return ReplicaHead(
             replica_id=replica_id,
             trust_group=manifest.trust_group,
             owner=self.name,
             epoch=session.epoch,
-            acked_seq=head.seq,
-            acked_digest=head.digest,
-            acked_cycle_id=head.cycle_id,
-            acked_time_ms=head.time_ms,
+            acked_seq=manifest.head.seq,
+            acked_digest=manifest.head.digest,
+            acked_cycle_id=manifest.head.cycle_id,
+            acked_time_ms=manifest.head.time_ms,
             disks=manifest.disks,
         )
-
-
-class _NoDomains:
-    def wanted(self, record: object, manifest: object, folder: object) -> None:
-        """Domains are the business of the e2e room."""
-
-    def unwanted(self, replica_id: str) -> None:
-        """Likewise."""

@@ -23,6 +23,7 @@ from vmreplica.ports.replica_link import CycleStream, LinkFailed, Location, NewR
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster
+    from simulation.hosts import SimNode
 
 END = object()
 
@@ -84,8 +85,9 @@ class SimReplicaLink:
             await asyncio.sleep(0.05 if passes else 2.0)
             raise LinkFailed(f"{node} cannot be reached")
         stream = SimCycleStream(network, self._cluster.checks, self._host, node, via)
-        receiver = self._cluster.node(node).receiver
-        network.loop.start_on(network.lives[node], stream.serve(receiver, self._names))
+        network.loop.start_on(
+            network.lives[node], stream.serve(self._cluster.node(node), self._names)
+        )
         return stream
 
 
@@ -94,14 +96,14 @@ class SimCycleStream:
 
     def __init__(self, network: Network, checks: Checks, host: str, node: str, via: str) -> None:
         self._checks = checks
-        self._loop = network.loop
+        self._network = network
         self._opened: CycleOpen | None = None
-        self._up = Pipe(network, host, via)
-        self._down = Pipe(network, via, host)
-        self._life = network.lives[node]
+        self._up = Pipe(network, host, via, self._break)
+        self._down = Pipe(network, via, host, self._break)
+        self._lives = (network.lives[host], network.lives[node])
+        for life in self._lives:
+            network.connect(life, self, self._break)
         self._bytes = 0
-        self._tasks = [asyncio.ensure_future(p.carry()) for p in (self._up, self._down)]
-        self._tasks.append(asyncio.ensure_future(self._watch()))
         self._serving: asyncio.Task[None] | None = None
 
     @property
@@ -150,20 +152,21 @@ class SimCycleStream:
             raise LinkFailed("the stream ended without an acknowledgement")
         if isinstance(item, Acknowledged):
             assert self._opened is not None
-            self._checks.acknowledged(
-                self._opened.replica_id, self._opened.cycle_id, item, self._loop.time()
-            )
+            self._checks.acks += 1
+            self._checks.acknowledged(self._opened.replica_id, self._opened.cycle_id, item)
         return item
 
     # -- the node's end
 
-    async def serve(self, receiver: object, names: tuple[str, ...]) -> None:
+    async def serve(self, node: SimNode, names: tuple[str, ...]) -> None:
         """Runs as part of the node's life."""
         self._serving = asyncio.current_task()
         last: object = END
         try:
-            serve = receiver.serve  # type: ignore[attr-defined]
-            async for reply in serve(Identity(dns_names=names), names, self._incoming()):
+            identity = Identity(dns_names=names)
+            async for reply in node.role.receiver.serve(identity, names, self._incoming()):
+                if not isinstance(reply, Durable):
+                    self._observe(node, reply)
                 self._down.put(reply)
         except Problem as problem:
             last = problem
@@ -174,6 +177,18 @@ class SimCycleStream:
         except Reset:
             return
 
+    def _observe(self, node: SimNode, reply: Accepted | Acknowledged) -> None:
+        """What a node says must be so at this moment."""
+        assert self._opened is not None
+        replica_id = self._opened.replica_id
+        if isinstance(reply, Acknowledged):
+            self._checks.acknowledged(replica_id, self._opened.cycle_id, reply)
+            self._checks.served(replica_id, reply.epoch, node.name)
+            return
+        actor = node.role.keeper.find(replica_id)
+        if actor is not None and actor.session is not None:
+            self._checks.served(replica_id, actor.session.epoch, node.name)
+
     async def _incoming(self) -> AsyncIterator[CycleRequest]:
         while True:
             try:
@@ -181,16 +196,11 @@ class SimCycleStream:
             except Reset:
                 await asyncio.Event().wait()  # the server cancels the handler of a dead call
 
-    async def _watch(self) -> None:
-        """A dead host's kernel resets its connections; a broken pipe ends the other one too."""
-        while not (self._life.dead or self._up.broken.is_set() or self._down.broken.is_set()):
-            await asyncio.sleep(0.1)
-        self._break()
-
     def _break(self) -> None:
-        self._up.broken.set()
-        self._down.broken.set()
-        self._down.waiting.put_nowait(END)
-        self._up.waiting.put_nowait(END)
+        """The connection is reset for both ends."""
+        for life in self._lives:
+            self._network.disconnect(life, self)
+        self._up.end()
+        self._down.end()
         if self._serving is not None and not self._serving.done():
             self._serving.cancel()

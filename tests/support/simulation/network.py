@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -16,7 +17,8 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 5.0
 RESET_AFTER_S = 20.0
-_POLL_S = 0.05
+_RETRY_S = 0.2
+_NOBODY = contextvars.Context()
 
 
 @dataclass(slots=True)
@@ -32,6 +34,7 @@ class Network:
     cut_stream: float = 0.0
     vip: str = ""
     vip_deadline_s: float = 0.0
+    connections: dict[HostLife, dict[object, Callable[[], None]]] = field(default_factory=dict)
 
     def passes(self, source: str, target: str) -> bool:
         """Whether packets get from one host to the other now."""
@@ -52,6 +55,23 @@ class Network:
         """Whether the host is up (it may be paused)."""
         life = self.lives.get(name)
         return life is not None and not life.dead
+
+    def connect(self, life: HostLife, who: object, broken: Callable[[], None]) -> None:
+        """``broken`` is called when this life ends; ``disconnect`` forgets it."""
+        self.connections.setdefault(life, {})[who] = broken
+
+    def disconnect(self, life: HostLife, who: object) -> None:
+        """See ``connect``."""
+        self.connections.get(life, {}).pop(who, None)
+
+    def died(self, life: HostLife) -> None:
+        """A host is gone: its connections are reset."""
+        for broken in self.connections.pop(life, {}).values():
+            self.later(self.latency_s(), broken)
+
+    def later(self, delay_s: float, act: Callable[[], None]) -> None:
+        """What the network itself does; part of no host's life."""
+        self.loop.call_later(delay_s, act, context=_NOBODY)
 
     def latency_s(self) -> float:
         """One packet's way."""
@@ -77,88 +97,111 @@ class Network:
             await asyncio.sleep(CONNECT_TIMEOUT_S)
             raise LinkFailed(f"{target} does not answer")
         life = self.lives[target]
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.loop.start_on(life, _into(answer, act))
-        until = self.loop.time() + CALL_TIMEOUT_S
-        while not answer.done():
-            if life.dead or self.loop.time() > until:
-                raise LinkFailed(f"{target} went silent in a call")
-            await _first(answer, _POLL_S)
+        answer: asyncio.Future[T] = self.loop.create_future()
+        self.connect(life, answer, lambda: _fail(answer, LinkFailed(f"{target} died in a call")))
+        try:
+            self.loop.start_on(life, _into(answer, act))
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                result = await answer
+        except TimeoutError as error:
+            raise LinkFailed(f"{target} went silent in a call") from error
+        finally:
+            self.disconnect(life, answer)
         await asyncio.sleep(self.latency_s())
         if not self.passes(target, source) or self.random.random() < self.lose_reply:
-            self.fired["reply_lost"] += 1
+            self.fired["call_answer_lost"] += 1
             await asyncio.sleep(CALL_TIMEOUT_S)
             raise LinkFailed(f"the answer of {target} was lost")
-        return answer.result()
+        return result
 
 
 async def _into(answer: asyncio.Future[T], act: Callable[[], Awaitable[T]]) -> None:
     try:
         result = await act()
-    except Exception as error:  # noqa: BLE001 - whatever it is belongs to the caller
-        if not answer.done():
-            answer.set_exception(error)
-            answer.exception()
+    except Exception as error:
+        _fail(answer, error)
     else:
         if not answer.done():
             answer.set_result(result)
 
 
-async def _first(answer: asyncio.Future[Any], timeout_s: float) -> None:
-    await asyncio.wait({answer}, timeout=timeout_s)
+def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+        answer.exception()
 
 
 class Reset(Exception):
     """The connection is gone."""
 
 
-@dataclass(slots=True, eq=False)
 class Pipe:
-    """One direction of a stream: in order, delayed, held while cut, reset when cut for long."""
+    """One direction of a stream: in order, delayed, held while cut, reset when cut for long.
 
-    network: Network
-    source: str
-    target: str
-    queue: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
-    waiting: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
-    broken: asyncio.Event = field(default_factory=asyncio.Event)
+    :param on_break: called once, as part of no host's life.
+    """
+
+    def __init__(
+        self, network: Network, source: str, target: str, on_break: Callable[[], None]
+    ) -> None:
+        self._network = network
+        self._way = (source, target)
+        self._on_break = on_break
+        self._sent: deque[Any] = deque()
+        self._arrived: deque[Any] = deque()
+        self._getter: asyncio.Future[None] | None = None
+        self._held_s = 0.0
+        self.broken = False
 
     def put(self, item: Any) -> None:
         """Send. :raises Reset:"""
-        if self.broken.is_set():
+        if self.broken:
             raise Reset
-        self.waiting.put_nowait(item)
+        self._sent.append(item)
+        if len(self._sent) == 1:
+            self._network.later(self._network.latency_s(), self._carry)
 
     async def get(self) -> Any:
         """Receive the next item. :raises Reset:"""
-        if self.queue.empty() and self.broken.is_set():
-            raise Reset
-        getting = asyncio.ensure_future(self.queue.get())
-        breaking = asyncio.ensure_future(self.broken.wait())
-        try:
-            await asyncio.wait({getting, breaking}, return_when=asyncio.FIRST_COMPLETED)
-            if getting.done():
-                return getting.result()
-            raise Reset
-        finally:
-            getting.cancel()
-            breaking.cancel()
+        while not self._arrived:
+            if self.broken:
+                raise Reset
+            self._getter = self._network.loop.create_future()
+            try:
+                await self._getter
+            finally:
+                self._getter = None
+        return self._arrived.popleft()
 
-    async def carry(self) -> None:
-        """Deliver until broken; part of no host's life."""
-        held_s = 0.0
-        while not self.broken.is_set():
-            item = await self.waiting.get()
-            while not self.network.passes(self.source, self.target):
-                await asyncio.sleep(_POLL_S * 4)
-                held_s += _POLL_S * 4
-                if held_s > RESET_AFTER_S or self.broken.is_set():
-                    self.broken.set()
-                    return
-            held_s = 0.0
-            await asyncio.sleep(self.network.latency_s())
-            if self.network.random.random() < self.network.cut_stream:
-                self.network.fired["stream_cut"] += 1
-                self.broken.set()
-                return
-            self.queue.put_nowait(item)
+    def end(self) -> None:
+        """Nothing arrives any more."""
+        if self.broken:
+            return
+        self.broken = True
+        self._wake()
+        self._on_break()
+
+    def _carry(self) -> None:
+        network = self._network
+        if self.broken:
+            return
+        if not network.passes(*self._way):
+            self._held_s += _RETRY_S
+            if self._held_s > RESET_AFTER_S:
+                self.end()
+            else:
+                network.later(_RETRY_S, self._carry)
+            return
+        self._held_s = 0.0
+        if network.cut_stream and network.random.random() < network.cut_stream:
+            network.fired["stream_cut"] += 1
+            self.end()
+            return
+        self._arrived.append(self._sent.popleft())
+        self._wake()
+        if self._sent:
+            network.later(network.latency_s(), self._carry)
+
+    def _wake(self) -> None:
+        if self._getter is not None and not self._getter.done():
+            self._getter.set_result(None)

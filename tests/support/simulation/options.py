@@ -17,6 +17,8 @@ class Options:
     minutes: float
     fault_pause_s: float
     crash_node: int
+    brake: int
+    power_cut: int
     crash_broker: int
     crash_primary: int
     pause_node: int
@@ -28,6 +30,7 @@ class Options:
     store_unavailable: int
     store_unknown: int
     store_quorum: int
+    store_slow: int
     watch_faults: int
     compaction: int
     lost_reply: int

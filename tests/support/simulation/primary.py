@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from node.service.replication import PrimaryRole
+from simulation.checks import Checks
 from simulation.link import SimReplicaLink
 from vmreplica.coordination.guarded import GuardedWriter
 from vmreplica.coordination.store_cache import StoreCache
@@ -28,14 +29,38 @@ if TYPE_CHECKING:
 HOST = "p1"
 NAMES = ("p1", "p1.lab")
 FREQUENCY_MS = 5_000
-_CLUSTERS = 48
+_CLUSTERS = 24
+
+
+class SimChangeSource(FakeChangeSource):
+    """Watches what the sender does with its checkpoints."""
+
+    def __init__(self, clock: FakeClock, checks: Checks) -> None:
+        super().__init__(clock, frame_ms=2.0)
+        self._checks = checks
+
+    async def acknowledge(self, vm_uuid: str, acked_cycle_id: bytes) -> None:
+        """The base advances."""
+        before = self._sound(vm_uuid)
+        await super().acknowledge(vm_uuid, acked_cycle_id)
+        self._checks.base_kept(vm_uuid, acked_cycle_id, before - self._sound(vm_uuid))
+
+    async def forget(self, vm_uuid: str, cycle_id: bytes) -> None:
+        """A checkpoint goes."""
+        before = self._sound(vm_uuid)
+        await super().forget(vm_uuid, cycle_id)
+        self._checks.base_lost(vm_uuid, before - self._sound(vm_uuid))
+
+    def _sound(self, vm_uuid: str) -> set[bytes]:
+        vm = self.vms[vm_uuid]
+        return set(vm.trackers) - vm.broken
 
 
 class Hypervisor:
     """What outlives the agent on the primary host: VMs, their trackers, the agent's own store."""
 
     def __init__(self, cluster: Cluster, clock: FakeClock, vms: int) -> None:
-        self.source = FakeChangeSource(clock, frame_ms=2.0)
+        self.source = SimChangeSource(clock, cluster.checks)
         self.host = FakeVmHost()
         self.server = FakeStoreServer(cluster.random.getrandbits(32))
         self.vms: list[ModelVm] = []

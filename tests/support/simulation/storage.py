@@ -1,22 +1,26 @@
-"""The shared directory of a simulated cluster: modelled disk, slow syncs, errors, observed links."""
+"""The shared directory of a simulated cluster: modelled disk, slow syncs, errors, all observed."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from collections import Counter
 
 from simulation.checks import Checks
-from vmreplica.core.manifest_text import parse_manifest
 from vmreplica.ports.replica_store import StorageFailed
 from vmreplica.testing.memory_disk import Inode, MemoryDisk
 from vmreplica.testing.memory_files import LinkFault, MemoryFiles
 
-_SLOW = frozenset({"fdatasync", "fsync-directory", "link"})
+_SLOW = frozenset({"fdatasync", "fsync-directory", "link", "rename"})
+_NOBODY = contextvars.Context()
 
 
 class SimFiles(MemoryFiles):
-    """One host's view. Each step takes time; with ``error_chance`` it fails."""
+    """One host's view. Each step takes time; with ``error_chance`` it fails.
+
+    ``moment``: resolved when the host next begins a step that changes what is durable or named.
+    """
 
     def __init__(
         self, disk: MemoryDisk, host: str, rng: random.Random, checks: Checks, fired: Counter[str]
@@ -26,11 +30,24 @@ class SimFiles(MemoryFiles):
         self._checks = checks
         self._fired = fired
         self.error_chance = 0.0
+        self.moment: asyncio.Future[None] | None = None
 
     async def step(self, operation: str, path: str) -> None:
         """A step of the model, with time and errors."""
         if operation in _SLOW:
+            if self.moment is not None and not self.moment.done():
+                self.moment.set_result(None)
             await asyncio.sleep(self._random.uniform(0.0005, 0.01))
+        if self.error_chance:
+            self._fail_perhaps(operation, path)
+        if operation in ("write", "truncate"):
+            self._checks.written(path)
+        elif operation == "create":
+            self._checks.created(path)
+        elif operation == "rename" and self.disk.walk(path) is not None:
+            self._checks.replaced(path)
+
+    def _fail_perhaps(self, operation: str, path: str) -> None:
         if self._random.random() < self.error_chance:
             self._fired["io_error"] += 1
             raise StorageFailed(f"{path}: {operation} failed", no_space=self._random.random() < 0.3)
@@ -38,19 +55,28 @@ class SimFiles(MemoryFiles):
             fault = self._random.choice(list(LinkFault))
             self._fired[f"link_{fault.name.lower()}"] += 1
             self.faults.links.append(fault)
-        self.journal.clear()
-        await super().step(operation, path)
+            if fault is LinkFault.DELAYED:
+                late_s = self._random.uniform(0.01, 15.0)
+                loop = asyncio.get_running_loop()
+                loop.call_later(late_s, self.disk.deliver_delayed, context=_NOBODY)
 
     def _link(self, inode: Inode, target: str) -> None:
         super()._link(inode, target)
-        name = target.rpartition("/")[2]
-        if name.startswith("manifest."):
-            content = inode.seen_by(self.host)
-            self._checks.linked(parse_manifest(content.read(content.length, 0)))
+        self._appeared(target)
 
     async def rename(self, source: str, target: str) -> None:
-        """A manifest's name is never renamed upon."""
-        name = target.rpartition("/")[2]
-        if name.startswith("manifest.") and self.disk.walk(target) is not None:
-            self._checks.replaced(target)
+        """rename(2), observed as a link is."""
         await super().rename(source, target)
+        self._appeared(target)
+
+    def _appeared(self, path: str) -> None:
+        inode = self.disk.walk(path)
+        if path.rpartition("/")[2].startswith("manifest.") and isinstance(inode, Inode):
+            self._checks.linked(path, inode)
+
+    async def unlink(self, path: str) -> bool:
+        """Unlink, observed."""
+        gone = await super().unlink(path)
+        if gone:
+            self._checks.unlinked(path)
+        return gone
