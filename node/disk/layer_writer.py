@@ -7,6 +7,7 @@ plain ones, which qcow2 wants aligned, leave at most one gap (a hole) a frame.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -36,6 +37,9 @@ from vmreplica.core.manifest import Layer
 from vmreplica.ports.replica_store import PartKey, SealedLayer, StorageFailed
 
 FLUSH_BYTES = 1 << 20
+SMALL_BYTES = 2 * CLUSTER_BYTES
+SMALL_CLUSTERS = 64
+
 DATA_START = CLUSTER_BYTES
 """The first cluster is the header's."""
 
@@ -122,12 +126,14 @@ class DiskLayerWriter:
         key: PartKey,
         *,
         verify_plain: Callable[[], bool],
+        made: set[str],
     ) -> None:
         self._files = files
         self._folder = folder
         self._names = names
         self._key = key
         self._verify_plain = verify_plain
+        self._made = made
         self._part = names.part()
         self._file: OpenFile | None = None
         self._index: OpenFile | None = None
@@ -138,6 +144,7 @@ class DiskLayerWriter:
         self._pending: list[Piece] = []
         self._pending_bytes = 0
         self._end = DATA_START
+        self._writing: asyncio.Future[None] | None = None
         self._resumable = True
         self._broken = False
         self._done = False
@@ -180,7 +187,11 @@ class DiskLayerWriter:
     async def append(self, frame: Frame, number: int = NO_NUMBER) -> None:
         """Check the frame and take it in; see the port."""
         self._usable()
-        placed = await self._files.offload(self._check_and_place, frame)
+        if len(frame.payload) <= SMALL_BYTES and len(frame.indexes) <= SMALL_CLUSTERS:
+            # Faster than the way to a thread and back.
+            placed = self._check_and_place(frame)
+        else:
+            placed = await self._files.offload(self._check_and_place, frame)
         for index in frame.indexes:
             self._seen.add(index)
         records = placed.records.tobytes()
@@ -203,10 +214,8 @@ class DiskLayerWriter:
         self._usable()
         if self._file is None and not self._records:
             return
-        await self._flush()
         try:
-            assert self._file is not None
-            await self._file.fdatasync()
+            await (await self._write_out()).fdatasync()
             if self._resumable and self._unsynced:
                 await self._sync_index()
         except BaseException:
@@ -222,14 +231,15 @@ class DiskLayerWriter:
         records = parse_records(bytes(self._records))
         disk = self._key.disk
         try:
-            pieces, length = await self._files.offload(
-                finish_layer, records, disk.size_bytes, from_seq, to_seq, self._end
-            )
+            asked = (records, disk.size_bytes, from_seq, to_seq, self._end)
+            if len(records) <= SMALL_CLUSTERS:
+                pieces, length = finish_layer(*asked)
+            else:
+                pieces, length = await self._files.offload(finish_layer, *asked)
             self._pending += pieces
-            await self._flush()
-            assert self._file is not None
-            await self._file.fdatasync()
-            await self._file.close()
+            file = await self._write_out()
+            await file.fdatasync()
+            await file.close()
             # From now on nobody may continue the part: it is about to become a layer.
             if await self._drop_index():
                 await self._files.sync_directory(f"{self._folder}/{self._names.incoming()}")
@@ -256,6 +266,8 @@ class DiskLayerWriter:
         if self._done:
             return
         self._done = True
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
         if self._file is not None:
             await self._file.close()
             await self._drop_index()
@@ -269,17 +281,45 @@ class DiskLayerWriter:
             raise StorageFailed(f"{self._folder}/{self._part} was {state}")
 
     async def _flush(self) -> None:
+        """Hand what is pending to the file; the next frame is checked while it goes down."""
+        await self._settle()
         pieces, self._pending, self._pending_bytes = self._pending, [], 0
         try:
             if self._file is None:
-                await self._files.make_directory(f"{self._folder}/{self._names.incoming()}")
+                await self._make_directory()
                 self._file = await self._files.create(f"{self._folder}/{self._part}")
-            if pieces:
-                await self._file.pwrite(pieces)
+        except BaseException:
+            self._broken = True
+            raise
+        if pieces:
+            self._writing = asyncio.ensure_future(self._file.pwrite(pieces))
+            # Its error is raised by whoever settles it; nobody may be left to after a cut.
+            self._writing.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _make_directory(self) -> None:
+        directory = self._names.incoming()
+        if directory not in self._made:
+            await self._files.make_directory(f"{self._folder}/{directory}")
+            self._made.add(directory)
+
+    async def _settle(self) -> None:
+        """Wait for the write on its way."""
+        if self._writing is None:
+            return
+        try:
+            await asyncio.shield(self._writing)
         except BaseException:
             # A short or refused write: what the part holds behind the last sync is not known.
             self._broken = True
             raise
+        self._writing = None
+
+    async def _write_out(self) -> OpenFile:
+        """Everything appended so far is in the file (not yet durable)."""
+        await self._flush()
+        await self._settle()
+        assert self._file is not None
+        return self._file
 
     async def _sync_index(self) -> None:
         pieces = [Piece(self._index_end, render_frames(self._unsynced))]

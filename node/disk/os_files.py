@@ -14,6 +14,7 @@ import functools
 import os
 import stat
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -68,91 +69,122 @@ def _errors(what: str, *passing: type[OSError]) -> Iterator[None]:
 
 
 class OsFile:
-    """One open file descriptor; implements OpenFile."""
+    """One open file descriptor; implements OpenFile.
+
+    One operation at a time: a cancelled caller leaves its thread at work, and the descriptor's
+    number must not go to another file meanwhile.
+    """
 
     def __init__(self, threads: _Threads, fd: int, path: str) -> None:
         self._threads = threads
         self._fd = fd
         self._path = path
+        self._busy = threading.Lock()
+
+    def __del__(self) -> None:
+        # Opened for a caller who was cancelled meanwhile and never got the handle.
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    @contextlib.contextmanager
+    def _use(self) -> Iterator[int]:
+        with self._busy, _errors(self._path):
+            if self._fd < 0:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            yield self._fd
 
     async def pwrite(self, pieces: Sequence[Piece]) -> None:
         """Write all pieces; neighbours go down in one call."""
         await self._threads.run(self._pwrite, pieces)
 
     def _pwrite(self, pieces: Sequence[Piece]) -> None:
-        with _errors(self._path):
+        with self._use() as fd:
             run: list[memoryview] = []
             start = end = 0
             for offset, data in pieces:
                 if run and (offset != end or len(run) == _PARTS_AT_ONCE):
-                    self._pwrite_run(run, start)
+                    _pwrite_run(fd, run, start)
                     run = []
                 if not run:
                     start = end = offset
                 run.append(memoryview(data))
                 end += len(data)
-            self._pwrite_run(run, start)
-
-    def _pwrite_run(self, left: list[memoryview], offset: int) -> None:
-        left = [part for part in left if len(part)]
-        while left:
-            written = os.pwritev(self._fd, left, offset)
-            offset += written
-            while left and written >= len(left[0]):
-                written -= len(left.pop(0))
-            if written:
-                left[0] = left[0][written:]
+            _pwrite_run(fd, run, start)
 
     async def pread(self, length: int, offset: int) -> bytes:
         """Read, going on after short reads."""
         return await self._threads.run(self._pread, length, offset)
 
     def _pread(self, length: int, offset: int) -> bytes:
-        with _errors(self._path):
-            data = os.pread(self._fd, length, offset)
+        with self._use() as fd:
+            data = os.pread(fd, length, offset)
             if len(data) in (0, length):
                 return data
             pieces = [data]
             done = len(data)
-            while done < length and (data := os.pread(self._fd, length - done, offset + done)):
+            while done < length and (data := os.pread(fd, length - done, offset + done)):
                 pieces.append(data)
                 done += len(data)
             return b"".join(pieces)
 
     async def length(self) -> int:
         """Bytes in the file."""
-        with _errors(self._path):
-            return (await self._threads.run(os.fstat, self._fd)).st_size
+        return await self._threads.run(self._length)
+
+    def _length(self) -> int:
+        with self._use() as fd:
+            return os.fstat(fd).st_size
 
     async def truncate(self, length: int) -> None:
         """Set the length."""
-        with _errors(self._path):
-            await self._threads.run(os.ftruncate, self._fd, length)
+        await self._threads.run(self._truncate, length)
+
+    def _truncate(self, length: int) -> None:
+        with self._use() as fd:
+            os.ftruncate(fd, length)
 
     async def fdatasync(self) -> None:
         """Data and length."""
-        with _errors(self._path):
-            await self._threads.run(os.fdatasync, self._fd)
+        await self._threads.run(self._fdatasync)
+
+    def _fdatasync(self) -> None:
+        with self._use() as fd:
+            os.fdatasync(fd)
 
     async def try_lock(self, offset: int, length: int) -> bool:
         """An OFD lock: it belongs to this open file, not to the process."""
+        return await self._threads.run(self._try_lock, offset, length)
+
+    def _try_lock(self, offset: int, length: int) -> bool:
         lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, offset, length, 0)
-        try:
-            with _errors(self._path):
-                await self._threads.run(fcntl.fcntl, self._fd, _F_OFD_SETLK, lock)
-        except StorageFailed as failure:
-            cause = failure.__cause__
-            if isinstance(cause, OSError) and cause.errno in (errno.EAGAIN, errno.EACCES):
+        with self._use() as fd:
+            try:
+                fcntl.fcntl(fd, _F_OFD_SETLK, lock)
+            except (BlockingIOError, PermissionError):
                 return False
-            raise
-        return True
+            return True
 
     async def close(self) -> None:
-        """Close once."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with _errors(self._path):
-                await self._threads.run(os.close, fd)
+        """Close once, behind whatever still runs."""
+        if self._fd >= 0:
+            await self._threads.run(self._close)
+
+    def _close(self) -> None:
+        with self._busy, _errors(self._path):
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
+
+
+def _pwrite_run(fd: int, parts: list[memoryview], offset: int) -> None:
+    left = [part for part in parts if len(part)]
+    while left:
+        written = os.pwritev(fd, left, offset)
+        offset += written
+        while left and written >= len(left[0]):
+            written -= len(left.pop(0))
+        if written:
+            left[0] = left[0][written:]
 
 
 class OsFiles:
@@ -252,7 +284,10 @@ class OsFiles:
 
     async def create(self, path: str) -> OpenFile:
         """O_CREAT | O_EXCL."""
-        return OsFile(self._threads, await self._threads.run(self._create, path), path)
+        return await self._threads.run(self._created, path)
+
+    def _created(self, path: str) -> OsFile:
+        return OsFile(self._threads, self._create(path), path)
 
     def _create(self, path: str) -> int:
         with self._parent(path) as (fd, name):
@@ -261,7 +296,10 @@ class OsFiles:
 
     async def open(self, path: str, *, write: bool = False) -> OpenFile:
         """Existing files only."""
-        return OsFile(self._threads, await self._threads.run(self._open, path, write), path)
+        return await self._threads.run(self._opened_file, path, write)
+
+    def _opened_file(self, path: str, write: bool) -> OsFile:
+        return OsFile(self._threads, self._open(path, write), path)
 
     def _open(self, path: str, write: bool) -> int:
         with self._parent(path, FileNotFoundError) as (fd, name):

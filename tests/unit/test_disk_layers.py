@@ -1,4 +1,4 @@
-"""Layers: resumed after a cut, refused when damaged, merged without losing a byte."""
+"""Layers: resumed after a cut, refused when damaged."""
 
 from __future__ import annotations
 
@@ -6,107 +6,33 @@ import asyncio
 import errno
 import os
 import random
-import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from node.disk.layer_reader import LayerReader
 from node.disk.os_files import OsFiles
 from node.disk.replica_folder import DiskReplicaFolder
 from node.disk.replica_store import DiskReplicaStore
-from node.disk.worker_client import StoreWorker
-from vmreplica.core.cycle import CLUSTER_BYTES, ZERO_CLUSTER_DIGEST, Disk, digest
-from vmreplica.core.manifest import Head, Layer, Manifest
+from tests.unit.disk_room import (
+    CYCLE,
+    VDA,
+    Clusters,
+    layer_of,
+    memory_folder,
+    os_folder,
+    some,
+)
+from vmreplica.core.cycle import CLUSTER_BYTES, Disk
+from vmreplica.core.manifest import Layer
 from vmreplica.core.problems import Problem, Reason
 from vmreplica.ports.replica_store import PartKey, StorageFailed
 from vmreplica.testing.frame_maker import make_frame, make_frames
 from vmreplica.testing.memory_disk import MemoryDisk
 from vmreplica.testing.memory_files import Faults, HostKilled, MemoryFiles
 from vmreplica.testing.seeded_randomness import SeededRandomness
-
-VDA = Disk("vda", 64 * CLUSTER_BYTES)
-CYCLE = bytes(range(16))
-Clusters = dict[int, bytes | None]
-
-
-async def memory_folder(
-    disk: MemoryDisk | None = None, faults: Faults | None = None, host: str = "a", seed: str = ""
-) -> DiskReplicaFolder:
-    disk = disk or MemoryDisk()
-    disk.make_location("/store")
-    files = MemoryFiles(disk, host, faults=faults)
-    store = DiskReplicaStore(files, ["/store"], SeededRandomness(host + seed))
-    return await store.open_folder("/store/r.i", create=True)
-
-
-async def os_folder(path: Path) -> DiskReplicaFolder:
-    store = DiskReplicaStore(OsFiles([str(path)]), [str(path)], SeededRandomness(1))
-    return await store.open_folder(f"{path}/r.i", create=True)
-
-
-async def layer_of(
-    folder: DiskReplicaFolder, disk: Disk, seq: int, clusters: Clusters, *, compress: bool = True
-) -> Layer:
-    writer = await folder.open_layer(PartKey(bytes([seq]) * 16, disk, 1), resume=False)
-    for number, frame in enumerate(make_frames(clusters, compress=compress)):
-        await writer.append(frame, number)
-    sealed = await writer.seal(seq, seq)
-    assert sealed.layer is not None
-    return sealed.layer
-
-
-def apply(content: bytearray, clusters: Clusters) -> None:
-    for index, data in clusters.items():
-        start = index * CLUSTER_BYTES
-        length = min(CLUSTER_BYTES, len(content) - start)
-        content[start : start + length] = (data or b"").ljust(CLUSTER_BYTES, b"\0")[:length]
-
-
-def some(r: random.Random, disk: Disk, count: int) -> Clusters:
-    clusters: Clusters = {}
-    for index in r.sample(range(disk.clusters), min(count, disk.clusters)):
-        length = min(CLUSTER_BYTES, disk.size_bytes - index * CLUSTER_BYTES)
-        kind = r.randrange(4)
-        if kind == 0:
-            clusters[index] = None
-        elif kind == 1:
-            clusters[index] = r.randbytes(length)
-        else:
-            clusters[index] = r.randbytes(length // 100 + 1) + bytes([kind]) * (length // 2)
-    return clusters
-
-
-def manifest_with(layers: list[Layer], disk: Disk) -> Manifest:
-    return Manifest(
-        replica_id="r",
-        vm_uuid="u",
-        vm_name="v",
-        domain_name="v",
-        trust_group="g",
-        primary_access_point="p",
-        storage_location="/store",
-        policy={},
-        epoch=1,
-        n=1,
-        incarnation="i",
-        disks=(disk,),
-        layers=tuple(layers),
-        head=Head(seq=layers[-1].to_seq if layers else 0),
-    )
-
-
-def expected_digests(content: bytes, known: set[int]) -> dict[int, bytes]:
-    found = {}
-    for index in known:
-        data = content[index * CLUSTER_BYTES : (index + 1) * CLUSTER_BYTES]
-        found[index] = digest(data.ljust(CLUSTER_BYTES, b"\0"))
-    return found
-
 
 # ---- writing ----
 
@@ -185,9 +111,12 @@ async def test_a_full_disk_is_reported_and_the_part_can_be_dropped() -> None:
     writer = await folder.open_layer(PartKey(CYCLE, VDA, 1), resume=False)
     data = {i: os.urandom(CLUSTER_BYTES) for i in range(16)}
     files.faults.fail_at = {len(files.journal) + 3: errno.ENOSPC}
+    await writer.append(make_frame(data), 0)
     with pytest.raises(StorageFailed) as caught:
-        await writer.append(make_frame(data), 0)
+        await writer.sync()
     assert caught.value.no_space
+    with pytest.raises(StorageFailed):
+        await writer.append(make_frame({20: b"x"}), 1)
     with pytest.raises(StorageFailed):
         await writer.seal(1, 1)
     await writer.discard()
@@ -360,119 +289,24 @@ async def test_unused_parts_of_tables_are_holes(tmp_path: Path) -> None:
     assert used < 200 * 3 * 4_096 + 10 * CLUSTER_BYTES
 
 
-# ---- merging ----
-
-
-@given(st.integers(0, 1 << 32), st.booleans())
-@settings(max_examples=40, deadline=None)
-def test_merging_keeps_every_byte(seed: int, resize: bool) -> None:
-    asyncio.run(merge_history(seed, resize))
-
-
-async def merge_history(seed: int, resize: bool) -> None:
-    r = random.Random(seed)
-    size = r.randrange(1, 24 * 128) * 512
-    folder = await memory_folder()
-    content = bytearray(size)
-    layers: list[Layer] = []
-    known: set[int] = set()
-    for seq in range(1, r.randrange(3, 7)):
-        if resize and seq > 1 and r.random() < 0.7:
-            size = r.randrange(1, 24 * 128) * 512
-            content = content[:size].ljust(size, b"\0")
-        disk = Disk("vda", size)
-        clusters = some(r, disk, r.randrange(1, 12))
-        known = {i for i in known if i < disk.clusters} | set(clusters)
-        apply(content, clusters)
-        layers.append(await layer_of(folder, disk, seq, clusters))
-    disk = Disk("vda", size)
-
-    async def matches(chain: list[Layer]) -> None:
-        digests = await folder.plain_digests("vda", manifest_with(chain, disk), chain[-1].to_seq)
-        wanted = expected_digests(bytes(content), known)
-        for index in range(disk.clusters):
-            found = digests.get(index, ZERO_CLUSTER_DIGEST)
-            zeros = wanted.get(index, ZERO_CLUSTER_DIGEST)
-            assert found == zeros, f"seed {seed}: cluster {index}"
-
-    await matches(layers)
-    start = r.randrange(len(layers) - 1)
-    stop = r.randrange(start + 2, len(layers) + 1)
-    aligned = all(x.size_bytes % CLUSTER_BYTES == 0 for x in layers[start:stop])
-    bottom = start == 0
-    same = len({x.size_bytes for x in layers[start:stop]}) == 1
-    if aligned or bottom or same:
-        merged = await folder.merge(layers[start:stop], disk.size_bytes, 1, bottom=bottom)
-        assert await folder.verify_layer(merged) == ()
-        await matches([*layers[:start], merged, *layers[stop:]])
-
-
-async def test_a_disk_that_shrank_and_grew_reads_the_same_for_qemu(tmp_path: Path) -> None:
-    seed = 23
-    print(f"seed={seed}")
-    r = random.Random(seed)
+async def test_an_append_that_is_cancelled_leaves_an_unusable_but_removable_part(
+    tmp_path: Path,
+) -> None:
     folder = await os_folder(tmp_path)
-    sizes = [40 * CLUSTER_BYTES, 11 * CLUSTER_BYTES + 1_024, 30 * CLUSTER_BYTES + 512]
-    content = bytearray(sizes[0])
-    layers = []
-    for seq, size in enumerate(sizes, 1):
-        content = content[:size].ljust(size, b"\0")
-        clusters = some(r, Disk("vda", size), 40 if seq == 1 else 6)
-        clusters.pop(11, None) if seq > 1 else None
-        apply(content, clusters)
-        layers.append(await layer_of(folder, Disk("vda", size), seq, clusters))
-    disk = Disk("vda", sizes[-1])
-    (tmp_path / "model.raw").write_bytes(content)
-    merged = await folder.merge(layers, disk.size_bytes, 1, bottom=True)
-    for chain in ([x.file for x in layers], [merged.file]):
-        name = folder.qemu_json(disk, chain)
-        for file in chain:
-            alone = folder.qemu_json(disk, [file])
-            subprocess.run(["qemu-img", "check", "-q", alone], check=True)
-        compare = ["qemu-img", "compare", "-q", name, f"{tmp_path}/model.raw"]
-        assert subprocess.run(compare, check=False).returncode == 0
-    with pytest.raises(StorageFailed, match="cannot be merged"):
-        await folder.merge(layers[1:], disk.size_bytes, 1)
+    writer = await folder.open_layer(PartKey(CYCLE, VDA, 1), resume=False)
+    frames = [
+        make_frame({i: os.urandom(CLUSTER_BYTES) for i in range(s, s + 16)}) for s in (0, 16, 32)
+    ]
 
+    async def send() -> None:
+        for number, frame in enumerate(frames):
+            await writer.append(frame, number)
+        await writer.sync()
 
-async def test_a_damaged_input_is_never_merged(tmp_path: Path) -> None:
-    folder = await os_folder(tmp_path)
-    layers = [await layer_of(folder, VDA, s, {s: os.urandom(CLUSTER_BYTES)}) for s in (1, 2)]
-    path = tmp_path / "r.i" / layers[0].file
-    path.chmod(0o600)
-    data = bytearray(path.read_bytes())
-    data[CLUSTER_BYTES + 5] ^= 1
-    path.write_bytes(data)
-    before = sorted(os.listdir(path.parent))
-    with pytest.raises(StorageFailed):
-        await folder.merge(layers, VDA.size_bytes, 1)
-    assert sorted(os.listdir(path.parent)) == before
-    assert os.listdir(tmp_path / "r.i/incoming/e1") == []
-
-
-# ---- the store worker ----
-
-
-async def test_the_worker_merges_and_survives_its_own_death(tmp_path: Path) -> None:
-    started: list[int] = []
-    ended: list[int] = []
-    root = str(tmp_path)
-    worker = StoreWorker([root], started=started.append, ended=ended.append)
-    store = DiskReplicaStore(OsFiles([root]), [root], SeededRandomness(1), merger=worker)
-    folder = await store.open_folder(f"{root}/r.i", create=True)
-    layers = [await layer_of(folder, VDA, s, {s: b"x", 9: bytes([s])}) for s in (1, 2, 3)]
-    merged = await folder.merge(layers[:2], VDA.size_bytes, 1)
-    assert (merged.from_seq, merged.to_seq) == (1, 2)
-    assert await folder.verify_layer(merged) == ()
-    assert started == [worker.pid] and not ended
-    os.kill(worker.pid, 9)
-    with pytest.raises(StorageFailed):
-        await folder.merge(layers, VDA.size_bytes, 1)
-    assert ended == started
-    again = await folder.merge([merged, layers[2]], VDA.size_bytes, 1)
-    assert set(await folder.layer_digests(again)) == {1, 2, 3, 9}
-    missing = replace(layers[0], file="layers/no")
-    with pytest.raises(StorageFailed, match="missing"):
-        await folder.merge([missing, layers[1]], VDA.size_bytes, 1)
-    await worker.close()
-    assert len(started) == 2 and ended == started
+    task = asyncio.ensure_future(send())
+    while writer.clusters == 0:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    await writer.discard()
+    assert not list((tmp_path / "r.i/incoming").glob("*/*"))
