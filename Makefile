@@ -1,11 +1,11 @@
 # Everything a person does with this tree. `make help` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup test check format demo bench lab e2e clean
+.PHONY: help setup test test-oldest check format demo bench lab e2e clean
 PYTHON := .venv/bin/python
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
 
 setup: ## install what is missing: packages (as root), .venv, the lab's guest kernel
 	@tools/setup.sh
@@ -18,6 +18,10 @@ check: | .venv/bin/python ## format, lint, types, imports, wire, sizes, schemas,
 
 format: | .venv/bin/python ## put the code into its form
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix --quiet .
+
+test-oldest: setup ## the suites of wire, storage and command line on the oldest allowed libraries
+	@test -x build/oldest/bin/pytest || { python3 -m venv build/oldest && build/oldest/bin/pip install -q --disable-pip-version-check -c tools/constraints-oldest.txt -e '.[host,dev]'; }
+	@build/oldest/bin/python -m pytest -q tests/contract/test_grpc_server.py tests/contract/test_grpc_streams.py tests/unit -k "grpc or wire or vmrctl or disk or manifest or receiving"
 
 demo: setup ## the whole story on this machine: build/demo/report.json (KEEP=1, SEED=n)
 	@$(PYTHON) deploy/demo/demo.py

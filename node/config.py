@@ -104,6 +104,7 @@ class NodeConfig:
     libvirt_uri: Annotated[str, NotEmpty()] = "qemu:///system"
     storage_locations: tuple[StorageLocationConfig, ...] = ()
     scratch_dir: Annotated[Path, AbsolutePath()] | None = None
+    hooks_dir: Annotated[Path, AbsolutePath()] = Path("/etc/libvirt/hooks")
     boot_file_directories: tuple[Path, ...] = BOOT_FILE_DIRECTORIES
     lease: LeaseConfig = LeaseConfig()
 

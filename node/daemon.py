@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from node.disk.replica_store import DiskReplicaStore
 from node.disk.store_check import ProbeTicket, StoreCheck
 from node.disk.worker_client import StoreWorker
 from node.host.guard_client import GuardClient
+from node.host.hook_installer import HOOK_NAME, HookInstaller
 from node.host.libvirt_change_source import LibvirtChangeSource
 from node.host.libvirt_connection import LibvirtConnection
 from node.host.libvirt_vm_host import LibvirtVmHost
@@ -58,6 +59,7 @@ from vmreplica.wire.event_filter import event_message, filter_from_message
 log = logging.getLogger(__name__)
 HEALTH_MS = 200
 STOP_GRACE_MS = 1_500
+HOOK_AGAIN_MS = 30_000
 _PACKAGE = "vmreplica.v1."
 
 
@@ -246,7 +248,13 @@ class Daemon:
         await self.server.start()
         if self._probes is not None:
             await self._probes.start()
-        loops = [self._cache.run(), self.replica_role.run(), self._primary(), self._show_health()]
+        loops = [
+            self._cache.run(),
+            self.replica_role.run(),
+            self._primary(),
+            self._show_health(),
+            self._keep_hook(),
+        ]
         if self._standalone is not None:
             loops.append(self._standalone.run())
         working = [asyncio.ensure_future(loop) for loop in loops]
@@ -264,6 +272,30 @@ class Daemon:
     async def _primary(self) -> None:
         await self._cache.ready()
         await self.primary_role.run()
+
+    async def _keep_hook(self) -> None:
+        """The start hook of primaries is in force, proven; a host without libvirt is asked again."""
+        if not self._config.libvirt_uri.startswith("qemu:"):
+            await asyncio.Event().wait()  # other drivers call no hooks
+        with resources.as_file(resources.files("node.host") / HOOK_NAME) as script:
+            installer = HookInstaller(
+                self._connection,
+                self._randomness,
+                script=script,
+                hooks_dir=self._config.hooks_dir,
+                held_file=self._config.state_dir / "held",
+            )
+            said = ""
+            while True:
+                try:
+                    if await installer.install() or said:
+                        log.info("the start hook is in force")
+                    await asyncio.Event().wait()
+                except (Problem, OSError) as failed:
+                    if str(failed) != said:
+                        log.warning("the start hook is not in force: %s", failed)
+                    said = str(failed)
+                await self._clock.sleep(HOOK_AGAIN_MS)
 
     async def _close(self, *tasks: asyncio.Future[Any]) -> None:
         await self.server.stop(STOP_GRACE_MS)

@@ -29,7 +29,7 @@ PACKAGES="
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 2; }
 
-stamp_value() { cat "$ROOT/tools/setup.sh" "$ROOT/pyproject.toml" | sha256sum | cut -d' ' -f1; }
+stamp_value() { cat "$ROOT/tools/setup.sh" "$ROOT/pyproject.toml" "$ROOT/tools/constraints.txt" | sha256sum | cut -d' ' -f1; }
 
 missing_packages() {
   local have p
@@ -67,7 +67,7 @@ build_venv() {
     /usr/bin/python3 -m venv "$VENV"
   fi
   say "installing the project into the venv"
-  "$VENV/bin/pip" install -q --disable-pip-version-check -e "$ROOT[host,dev]"
+  "$VENV/bin/pip" install -q --disable-pip-version-check -c "$ROOT/tools/constraints.txt" -e "$ROOT[host,dev]"
   # Only these two files: the whole dist-packages on PYTHONPATH would shadow the venv's own.
   local site; site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   local file

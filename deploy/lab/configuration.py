@@ -12,6 +12,7 @@ from deploy.lab.hosts import BOOT_DIRECTORY, SCRATCH_PATH, STORAGE_PATH
 from deploy.lab.model import (
     BROKER_PORT,
     CAP_ADDRESS,
+    CAP_ALIAS,
     CAP_NAME,
     NODE_PORT,
     Host,
@@ -44,12 +45,12 @@ def write_all(place: Place, settings: Settings) -> None:
 
 def _host_certificates(place: Place, host: Host, authority: Authority, etcd: Authority) -> None:
     etc = place.host(host) / "etc-vmreplica"
-    cap = () if host.has(Role.PRIMARY) else (CAP_NAME,)
+    cap = () if host.has(Role.PRIMARY) else (CAP_NAME, CAP_ALIAS)
     addresses = (host.address,)
     if host.has(Role.PRIMARY):
         # A standalone node is its cluster's broker as well.
         uris = ("spiffe://primary/node/" + host.name, "spiffe://primary/broker/" + host.name)
-        authority.issue(etc / "tls" / "node", Names((host.fqdn,), addresses, uris))
+        authority.issue(etc / "tls" / "node", Names((host.fqdn, host.name), addresses, uris))
     if host.has(Role.NODE):
         names = Names((host.fqdn, *cap), addresses, (f"spiffe://replica/node/{host.name}",))
         authority.issue(etc / "tls" / "node", names)

@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 
 from deploy.lab.cgroups import Group, wait_for
-from deploy.lab.model import CAP_ADDRESS, CAP_NAME, Host, LabError, Role, Settings
+from deploy.lab.model import CAP_ADDRESS, CAP_ALIAS, CAP_NAME, Host, LabError, Role, Settings
 from deploy.lab.place import Place, tail
 from deploy.lab.processes import (
     command_line,
@@ -173,7 +173,7 @@ class HostControl:
     def _prepare_files(self, settings: Settings) -> None:
         directory = self._place.host(self.host)
         (directory / "log").mkdir(parents=True, exist_ok=True)
-        lines = ["127.0.0.1 localhost", f"{CAP_ADDRESS} {CAP_NAME}"]
+        lines = ["127.0.0.1 localhost", f"{CAP_ADDRESS} {CAP_NAME} {CAP_ALIAS}"]
         lines += [f"{host.address} {host.fqdn} {host.name}" for host in settings.all_hosts()]
         (directory / "hosts").write_text("\n".join(lines) + "\n")
         if self.host.has_libvirt:

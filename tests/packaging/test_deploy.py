@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -83,7 +84,7 @@ def test_values_shown_are_the_defaults(name: str) -> None:
     exempt |= {"client_access_point.interface", "storage_locations", "scratch_dir"}
     for path, field, _ in fields_of(config_class(name)):
         if field.default is not dataclasses.MISSING and path not in exempt:
-            default = str(field.default) if isinstance(field.default, Path) else field.default
+            default = yaml.safe_load(json.dumps(field.default, default=str))
             assert value_at(data, path) == default, path
 
 
