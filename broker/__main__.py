@@ -7,8 +7,6 @@ import contextlib
 import ctypes
 import logging
 import sys
-from collections.abc import AsyncIterator
-from importlib import metadata
 from pathlib import Path
 
 from broker.address_process import AddressProcess
@@ -17,8 +15,10 @@ from broker.config import BrokerConfig
 from broker.service.composition import BrokerServices, build_services
 from vmreplica.adapters import tls
 from vmreplica.adapters.daemon import Signals, run_daemon
+from vmreplica.adapters.distribution import version
 from vmreplica.adapters.etcd_settings import read_credentials
 from vmreplica.adapters.etcd_store import EtcdStore
+from vmreplica.adapters.event_feed import EventFeed
 from vmreplica.adapters.event_ring import EventRing
 from vmreplica.adapters.grpc_channels import ChannelPool
 from vmreplica.adapters.grpc_node_caller import GrpcNodeCaller
@@ -27,27 +27,16 @@ from vmreplica.adapters.grpc_server import GrpcServer
 from vmreplica.adapters.http_health import HttpHealth
 from vmreplica.adapters.system_clock import SystemClock
 from vmreplica.adapters.system_randomness import SystemRandomness
-from vmreplica.core.identity import Identity, RoleKind
+from vmreplica.core.identity import RoleKind
 from vmreplica.core.keys import Keys
 from vmreplica.core.problems import Problem, Reason
 from vmreplica.core.records import BrokerRecord
-from vmreplica.ports.event_log import Severity
-from vmreplica.v1 import event_pb2
-from vmreplica.wire.event_filter import event_message, filter_from_message
 
 log = logging.getLogger(__name__)
 DEFAULT_CONFIG = Path("/etc/vmreplica/broker.yaml")
 HEALTH_MS = 200
 STOP_GRACE_MS = 1_500
 _M_ARENA_MAX = -8
-
-
-def version() -> str:
-    """Of the installed distribution."""
-    try:
-        return metadata.version("vm-replica-broker")
-    except metadata.PackageNotFoundError:
-        return "0.1.0"
 
 
 def check(config: BrokerConfig) -> None:
@@ -71,6 +60,7 @@ class Daemon:
         clock, randomness = SystemClock(), SystemRandomness()
         self._clock = clock
         self._events = EventRing(clock, config.name, config.state_dir / "broker-events.jsonl")
+        self._feed = EventFeed(self._events)
         self._store = EtcdStore(config.etcd.settings(), clock, randomness)
         self._pool = ChannelPool(config.tls.files(), clock)
         self._holder = _address_of(config)
@@ -93,7 +83,7 @@ class Daemon:
         api = api_objects(
             self.services,
             GrpcNodeCaller(self._pool, clock),
-            own_events=self._own_events,
+            own_events=self._feed.watch,
             server=config.name,
             pump=relay,
         )
@@ -154,28 +144,13 @@ class Daemon:
             cluster=config.cluster,
             clock=self._clock,
             unix_socket=config.run_dir / "broker.sock" if config.run_dir else None,
-            on_denied=self._denied,
+            on_denied=self._feed.denied,
         )
         for name, implementation in api.services.items():
             server.add(name, implementation)
         for method, handler in api.raw.items():
             server.add_raw_stream(method, handler)
         return server
-
-    async def _own_events(
-        self, request: event_pb2.WatchEventsRequest
-    ) -> AsyncIterator[event_pb2.WatchEventsResponse]:
-        wanted = filter_from_message(request)
-        async for event in self._events.watch(wanted, follow=request.follow):
-            yield event_message(event)
-
-    def _denied(self, identity: Identity, problem: Problem) -> None:
-        self._events.write(
-            "access.denied",
-            problem.message,
-            severity=Severity.WARNING,
-            data={"names": ", ".join(identity.dns_names), "reason": problem.reason.value},
-        )
 
 
 def _address_of(config: BrokerConfig) -> AddressProcess | None:

@@ -13,12 +13,10 @@ from vmreplica.adapters.config_file import (
     Between,
     HostName,
     HostPort,
-    NotEmpty,
     OneOf,
     PlainName,
 )
-from vmreplica.adapters.etcd_settings import EtcdSettings
-from vmreplica.adapters.tls import TlsFiles
+from vmreplica.adapters.config_sections import EtcdConfig, TlsConfig
 from vmreplica.core.keys import Keys
 from vmreplica.core.lease_timing import LeaseTiming, check_lease_timing
 from vmreplica.core.problems import Problem
@@ -52,40 +50,6 @@ class AccessPointConfig:
                 yield "address", f"must name its prefix, as in {self.address}/24"
         if not self.interface:
             yield "interface", "must name the network interface that holds the address"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsConfig:
-    """PEM files. Reading them again needs no restart."""
-
-    certificate: Annotated[Path, AbsolutePath(exists=True)]
-    key: Annotated[Path, AbsolutePath(exists=True)]
-    ca: Annotated[Path, AbsolutePath(exists=True)]
-    crl: Annotated[Path, AbsolutePath()] | None = None
-
-    def files(self) -> TlsFiles:
-        """For the adapters."""
-        return TlsFiles(self.certificate, self.key, self.ca, self.crl)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EtcdConfig:
-    """The cluster store, through mutual TLS."""
-
-    endpoints: Annotated[tuple[Annotated[str, HostPort(port_zero=False)], ...], NotEmpty()]
-    certificate: Annotated[Path, AbsolutePath(exists=True)]
-    key: Annotated[Path, AbsolutePath(exists=True)]
-    ca: Annotated[Path, AbsolutePath(exists=True)]
-    prefix: str = ""
-
-    def settings(self) -> EtcdSettings:
-        """For the adapter."""
-        return EtcdSettings(
-            endpoints=self.endpoints,
-            ca_path=str(self.ca),
-            certificate_path=str(self.certificate),
-            key_path=str(self.key),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,9 +91,8 @@ class BrokerConfig:
 
     def faults(self) -> Iterable[tuple[str, str]]:
         """Rules across keys."""
-        root = Keys(self.cluster).root
-        if self.etcd.prefix and self.etcd.prefix.rstrip("/") != root.rstrip("/"):
-            yield "etcd.prefix", f"must be {root} for cluster {self.cluster}"
+        if not self.etcd.is_of(self.cluster):
+            yield "etcd.prefix", f"must be {Keys(self.cluster).root} for cluster {self.cluster}"
         host = self.listen.rpartition(":")[0]
         if self.client_access_point.kind == "vip" and host not in _EVERY_ADDRESS:
             # The address comes and goes; only a listener on all addresses meets it.

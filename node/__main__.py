@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from node.config import NodeConfig
-from node.daemon import run_node, version
+from node.daemon import run_node
 from vmreplica.adapters import tls
 from vmreplica.adapters.daemon import run_daemon
+from vmreplica.adapters.distribution import version
 from vmreplica.adapters.etcd_settings import read_credentials
 from vmreplica.adapters.system_clock import SystemClock
 from vmreplica.core.identity import RoleKind

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from vmreplica.adapters.config_file import AbsolutePath, Between, HostPort, NotEmpty, PlainName
-from vmreplica.adapters.etcd_settings import EtcdSettings
-from vmreplica.adapters.tls import TlsFiles
+from vmreplica.adapters.config_sections import EtcdConfig, TlsConfig
 from vmreplica.core.keys import Keys
 from vmreplica.core.lease_timing import LeaseTiming, check_lease_timing
 from vmreplica.core.problems import Problem
@@ -29,40 +28,6 @@ class StorageLocationConfig:
 
     path: Annotated[Path, AbsolutePath()]
     shared: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeTlsConfig:
-    """PEM files. Reading them again needs no restart."""
-
-    certificate: Annotated[Path, AbsolutePath(exists=True)]
-    key: Annotated[Path, AbsolutePath(exists=True)]
-    ca: Annotated[Path, AbsolutePath(exists=True)]
-    crl: Annotated[Path, AbsolutePath()] | None = None
-
-    def files(self) -> TlsFiles:
-        """For the adapters."""
-        return TlsFiles(self.certificate, self.key, self.ca, self.crl)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeEtcdConfig:
-    """The cluster store, through mutual TLS."""
-
-    endpoints: Annotated[tuple[Annotated[str, HostPort(port_zero=False)], ...], NotEmpty()]
-    certificate: Annotated[Path, AbsolutePath(exists=True)]
-    key: Annotated[Path, AbsolutePath(exists=True)]
-    ca: Annotated[Path, AbsolutePath(exists=True)]
-    prefix: str = ""
-
-    def settings(self) -> EtcdSettings:
-        """For the adapter."""
-        return EtcdSettings(
-            endpoints=self.endpoints,
-            ca_path=str(self.ca),
-            certificate_path=str(self.certificate),
-            key_path=str(self.key),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +58,8 @@ class NodeConfig:
     cluster: Annotated[str, PlainName()]
     name: Annotated[str, PlainName()]
     advertise: Annotated[str, HostPort(port_zero=False)]
-    tls: NodeTlsConfig
-    etcd: NodeEtcdConfig | None = None
+    tls: TlsConfig
+    etcd: EtcdConfig | None = None
     listen: Annotated[str, HostPort()] = "0.0.0.0:7444"
     probe_listen: Annotated[str, HostPort(empty=True)] = "0.0.0.0:7454"
     standalone: bool = False
@@ -110,13 +75,12 @@ class NodeConfig:
 
     def faults(self) -> Iterable[tuple[str, str]]:
         """Rules across keys."""
-        root = Keys(self.cluster).root
         if not self.standalone and self.etcd is None:
             yield "etcd", "must be set, unless standalone is true"
         if self.standalone and self.etcd is not None:
             yield "etcd", "has no meaning for a standalone node"
-        if self.etcd is not None and self.etcd.prefix.rstrip("/") not in ("", root.rstrip("/")):
-            yield "etcd.prefix", f"must be {root} for cluster {self.cluster}"
+        if self.etcd is not None and not self.etcd.is_of(self.cluster):
+            yield "etcd.prefix", f"must be {Keys(self.cluster).root} for cluster {self.cluster}"
         paths = [str(location.path) for location in self.storage_locations]
         if len(set(paths)) != len(paths):
             yield "storage_locations", "names a directory twice"

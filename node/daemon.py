@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
-from importlib import metadata, resources
+from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ from node.service.storage_watch import StorageLocation
 from node.service.transfer_slots import TransferLimits
 from node.standalone import Standalone
 from vmreplica.adapters.daemon import Signals
+from vmreplica.adapters.distribution import version
 from vmreplica.adapters.etcd_store import EtcdStore
+from vmreplica.adapters.event_feed import EventFeed
 from vmreplica.adapters.event_ring import EventRing
 from vmreplica.adapters.grpc_channels import ChannelPool
 from vmreplica.adapters.grpc_replica_link import GrpcReplicaLink
@@ -48,27 +50,15 @@ from vmreplica.adapters.system_clock import SystemClock
 from vmreplica.adapters.system_randomness import SystemRandomness
 from vmreplica.coordination.guarded import GuardedWriter
 from vmreplica.coordination.store_cache import StoreCache
-from vmreplica.core.identity import Identity
 from vmreplica.core.keys import Keys
 from vmreplica.core.problems import Problem
 from vmreplica.ports.cluster_store import ClusterStore
-from vmreplica.ports.event_log import Severity
-from vmreplica.v1 import event_pb2
-from vmreplica.wire.event_filter import event_message, filter_from_message
 
 log = logging.getLogger(__name__)
 HEALTH_MS = 200
 STOP_GRACE_MS = 1_500
 HOOK_AGAIN_MS = 30_000
 _PACKAGE = "vmreplica.v1."
-
-
-def version() -> str:
-    """Of the installed distribution."""
-    try:
-        return metadata.version("vm-replica-broker")
-    except metadata.PackageNotFoundError:
-        return "0.1.0"
 
 
 class Daemon:
@@ -82,6 +72,7 @@ class Daemon:
         self._randomness = SystemRandomness()
         self._keys = Keys(config.cluster)
         self._events = EventRing(self._clock, config.name, config.state_dir / "node-events.jsonl")
+        self._feed = EventFeed(self._events)
         self._cache = StoreCache(store, self._clock, self._keys.root)
         self._writer = GuardedWriter(store, self._clock, self._randomness, self._keys)
         self._pool = ChannelPool(config.tls.files(), self._clock)
@@ -201,7 +192,7 @@ class Daemon:
                 [str(location.path) for location in self._config.storage_locations],
                 self._pool,
             ),
-            _PACKAGE + "EventService": EventService(access, self._own_events),
+            _PACKAGE + "EventService": EventService(access, self._feed.watch),
             _PACKAGE + "VersionService": VersionService(access, version=version()),
         }
 
@@ -215,7 +206,7 @@ class Daemon:
             randomness=self._randomness,
             keys=self._keys,
             events=self._events,
-            own_events=self._own_events,
+            own_events=self._feed.watch,
             name=config.name,
             address=config.advertise,
             server_name=config.server_name,
@@ -233,7 +224,7 @@ class Daemon:
             clock=self._clock,
             unix_socket=config.run_dir / "node.sock" if config.run_dir else None,
             node_name=config.name,
-            on_denied=self._denied,
+            on_denied=self._feed.denied,
         )
         mounted = dict(self._services)
         if self._standalone is not None:
@@ -322,21 +313,6 @@ class Daemon:
             if self._standalone is not None:
                 self.server.set_health("vmreplica.broker", self._standalone.can_answer())
             await self._clock.sleep(HEALTH_MS)
-
-    async def _own_events(
-        self, request: event_pb2.WatchEventsRequest
-    ) -> AsyncIterator[event_pb2.WatchEventsResponse]:
-        wanted = filter_from_message(request)
-        async for event in self._events.watch(wanted, follow=request.follow):
-            yield event_message(event)
-
-    def _denied(self, identity: Identity, problem: Problem) -> None:
-        self._events.write(
-            "access.denied",
-            problem.message,
-            severity=Severity.WARNING,
-            data={"names": ", ".join(identity.dns_names), "reason": problem.reason.value},
-        )
 
 
 async def run_node(config: NodeConfig, signals: Signals) -> None:

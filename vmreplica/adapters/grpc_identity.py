@@ -137,6 +137,7 @@ class CallReader:
                 "The identity passed on by the broker is for another replica.",
                 field=wire_call.RELAY_IDENTITY,
                 value=call.replica_id,
+                remedy="Name one replica: in the metadata and in the message.",
             )
         call.identity = relayed.identity
         call.relayed_by = broker
