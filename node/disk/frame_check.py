@@ -53,9 +53,11 @@ def check_frame(frame: Frame, disk: Disk, seen: SeenClusters, *, verify_plain: b
         data = payload[position : position + stored]
         position += stored
         span = slice(place * DIGEST_BYTES, (place + 1) * DIGEST_BYTES)
-        _check_cluster(index, data, frame.digests[span], frame.stored_digests[span], decompressor)
-        if stored == CLUSTER_BYTES and index == disk.clusters - 1:
-            _check_padding(disk, data)
+        plain = _check_cluster(
+            index, data, frame.digests[span], frame.stored_digests[span], decompressor
+        )
+        if plain and index == disk.clusters - 1:
+            _check_padding(disk, plain)
 
 
 def _check_shape(frame: Frame) -> None:
@@ -64,7 +66,7 @@ def _check_shape(frame: Frame) -> None:
         raise Problem(
             Reason.FRAME_TOO_LARGE,
             f"A frame of {count} clusters and {len(frame.payload)} payload bytes is too large.",
-            field="clusters",
+            field="clusters.payload",
             value=f"{count} clusters, {len(frame.payload)} bytes",
             remedy="Send at most 1,024 clusters and 1,048,576 payload bytes a frame.",
         )
@@ -92,7 +94,7 @@ def _check_indexes(frame: Frame, disk: Disk, seen: SeenClusters) -> None:
             raise Problem(
                 Reason.CLUSTER_OUT_OF_RANGE,
                 f"Cluster {index} lies outside {disk.target}, which has {disk.clusters}.",
-                field="indexes",
+                field="clusters.indexes",
                 value=str(index),
                 remedy="Send clusters of the disk's size as opened; a disk that grew is opened anew.",
             )
@@ -119,16 +121,17 @@ def _check_cluster(
     plain: bytes,
     stored: bytes,
     decompressor: zstandard.ZstdDecompressor | None,
-) -> None:
+) -> bytes | memoryview:
+    """Judge one cluster; its plain bytes where they are known, else empty."""
     if len(data) == 0:
         _check_digest("stored_digests", index, stored, EMPTY_DIGEST)
         _check_digest("digests", index, plain, ZERO_CLUSTER_DIGEST)
-        return
+        return b""
     found = digest(data)
     _check_digest("stored_digests", index, stored, found)
     if len(data) == CLUSTER_BYTES:
         _check_digest("digests", index, plain, found)
-        return
+        return data
     fault = frame_fault(data)
     content = b""
     if decompressor is not None and not fault:
@@ -140,12 +143,13 @@ def _check_cluster(
         raise Problem(
             Reason.BAD_COMPRESSION,
             f"Cluster {index} is not one zstd frame of 65,536 bytes: {fault}.",
-            field="payload",
+            field="clusters.payload",
             value=f"cluster {index}, {len(data)} bytes",
             remedy="Compress each cluster alone, with its content size and without dictionary.",
         )
     if decompressor is not None:
         _check_digest("digests", index, plain, digest(content))
+    return content
 
 
 def _check_digest(field: str, index: int, sent: bytes, found: bytes) -> None:
@@ -153,13 +157,13 @@ def _check_digest(field: str, index: int, sent: bytes, found: bytes) -> None:
         raise Problem(
             Reason.DIGEST_MISMATCH,
             f"Cluster {index} does not have the digest that was sent with it in {field}.",
-            field=field,
+            field=f"clusters.{field}",
             value=sent.hex(),
             remedy="Read and send the cluster again; if it comes again, check the sender's memory.",
         )
 
 
-def _check_padding(disk: Disk, data: memoryview) -> None:
+def _check_padding(disk: Disk, data: bytes | memoryview) -> None:
     tail = data[(disk.size_bytes - 1) % CLUSTER_BYTES + 1 :]
     if bytes(tail).count(0) != len(tail):
         raise _bad_field(
@@ -171,4 +175,5 @@ def _check_padding(disk: Disk, data: memoryview) -> None:
 
 
 def _bad_field(field: str, value: str, message: str, remedy: str) -> Problem:
+    field = f"clusters.{field}"
     return Problem(Reason.BAD_FIELD, message, field=field, value=value, remedy=remedy)

@@ -116,6 +116,7 @@ class ReplicaRecords:
                     "the replica's record was removed",
                     field="replica_id",
                     value=replica_id,
+                    remedy="list the replicas with: vmrctl replica list",
                 )
             before = parse(ReplicaRecord, kv.value)
             after = edit(before)

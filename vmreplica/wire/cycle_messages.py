@@ -48,8 +48,12 @@ _KIND_FROM = {
 _KIND_TO = {kind: number for number, kind in _KIND_FROM.items()}
 
 
+_AS_DOCUMENTED = "Send it as the comments of the .proto files say."
+
+
 def _bad(field: str, message: str, value: object = "") -> NoReturn:
-    raise Problem(Reason.BAD_FIELD, message, field=field, value=str(value)[:64])
+    text = str(value)[:64]
+    raise Problem(Reason.BAD_FIELD, message, field=field, value=text, remedy=_AS_DOCUMENTED)
 
 
 def check_uuid(value: str, field: str) -> str:
@@ -169,6 +173,7 @@ def frame_from_message(message: cycle_pb2.ClusterFrame) -> Frame:
             f"bytes of payload; this one has {count} and {len(payload)}.",
             field="clusters.payload",
             value=str(len(payload)),
+            remedy="Send smaller frames; a cycle may have as many as it needs.",
         )
     if count == 0:
         _bad("clusters.indexes", "A frame holds at least one cluster.")

@@ -55,7 +55,9 @@ class LocalNodeCaller:
             if not limit.expired():
                 raise
             raise Problem(
-                Reason.NODE_UNREACHABLE, f"{method} did not answer within {timeout_ms} ms."
+                Reason.NODE_UNREACHABLE,
+                f"{method} did not answer within {timeout_ms} ms.",
+                remedy="Try again; if it lasts, look at the node's log.",
             ) from error
         assert isinstance(answer, response_type)
         return answer
@@ -91,7 +93,11 @@ class LocalNodeCaller:
         service, _, name = path.removeprefix("/").partition("/")
         found = getattr(self._services.get(service), snake_case(name), None)
         if found is None:
-            raise Problem(Reason.UNIMPLEMENTED, f"{path} is not offered by this node.")
+            raise Problem(
+                Reason.UNIMPLEMENTED,
+                f"{path} is not offered by this node.",
+                remedy="Use a version that has it, or ask the other side's address.",
+            )
         return found
 
 
@@ -121,7 +127,11 @@ class LocalRawCall:
         try:
             await asyncio.wait((putting, ended), return_when=asyncio.FIRST_COMPLETED)
             if not putting.done():
-                raise Problem(Reason.DRAINING, "The call has ended; its end says why.")
+                raise Problem(
+                    Reason.DRAINING,
+                    "The call has ended; its end says why.",
+                    remedy="Open again with resume.",
+                )
         finally:
             putting.cancel()
             ended.cancel()
@@ -157,4 +167,9 @@ class LocalRawCall:
                 yield self._type.FromString(raw)
             except DecodeError as error:
                 name = self._type.DESCRIPTOR.full_name
-                raise Problem(Reason.BAD_FIELD, f"The message is not a {name}.") from error
+                raise Problem(
+                    Reason.BAD_FIELD,
+                    f"The message is not a {name}.",
+                    field="body",
+                    remedy="Use the .proto files of this version.",
+                ) from error

@@ -131,8 +131,11 @@ def foreign_problem(code_name: str, message: str) -> Problem:
             remedy="Check both certificates with 'vmrctl cert verify FILE --against HOST:PORT'.",
         )
     if code_name == "RESOURCE_EXHAUSTED":
-        reason = Reason.FRAME_TOO_LARGE if "larger than max" in text else Reason.TOO_MANY_STREAMS
-        return Problem(reason, message or code_name)
+        if "larger than max" in text:
+            remedy = "Send smaller messages; the limit is 4 MiB."
+            return Problem(Reason.FRAME_TOO_LARGE, message, remedy=remedy)
+        remedy = "Try again in a moment."
+        return Problem(Reason.TOO_MANY_STREAMS, message or code_name, remedy=remedy)
     reason = _FOREIGN.get(code_name, Reason.INTERNAL)
     remedy = ""
     if reason is Reason.NODE_UNREACHABLE:

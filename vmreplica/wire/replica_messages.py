@@ -298,4 +298,5 @@ def _plain_folder(name: str) -> bool:
 
 
 def _bad(field: str, message: str, value: str) -> Problem:
-    return Problem(Reason.BAD_FIELD, message, field=field, value=value[:64])
+    remedy = "Send it as the comments of the .proto files say."
+    return Problem(Reason.BAD_FIELD, message, field=field, value=value[:64], remedy=remedy)

@@ -32,6 +32,7 @@ def milliseconds(value: Timestamp, field: str = "time") -> int:
             "The time lies outside the years 1970 to 9999.",
             field=field,
             value=f"{value.seconds}.{value.nanos:09d}",
+            remedy="Send seconds since 1970 and 0 to 999,999,999 nanoseconds.",
         )
     return time_ms
 
