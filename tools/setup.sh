@@ -23,7 +23,7 @@ PACKAGES="
  qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-dev
  libvirt-daemon-config-network libvirt-daemon-driver-qemu dnsmasq-base
  libnbd-bin python3-libnbd nbdkit genisoimage
- strace tmux zsh nginx haproxy virtnbdbackup
+ strace tmux zsh nginx haproxy virtnbdbackup keepalived
 "
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -35,6 +35,9 @@ missing_packages() {
   local have p
   have=" $(dpkg-query -W -f='${db:Status-Abbrev}${Package}\n' | sed -n 's/^ii *//p' | tr '\n' ' ') "
   for p in $PACKAGES; do [[ $have == *" $p "* ]] || printf '%s ' "$p"; done
+  # Node.js may come from elsewhere; Debian's is taken only where there is none.
+  command -v node >/dev/null || printf 'nodejs '
+  command -v npm >/dev/null || printf 'npm '
 }
 
 venv_ready() {
