@@ -23,6 +23,8 @@ from vmreplica.ports.vm_host import VmHost
 
 _RETRY_MS = 5_000
 _DRIFT_MS = 60_000
+_FIRST_LOOK_MS = 5_000
+"""After a start: a host that comes back still has the domains of replicas it has lost."""
 _log = logging.getLogger(__name__)
 
 
@@ -69,12 +71,18 @@ class ReplicaVms:
     async def run(self) -> None:
         """Carry wishes out, look for drift, and remove domains of replicas that are not ours."""
         await self._cache.ready()
+        look_at_ms = self._clock.boottime_ms() + _FIRST_LOOK_MS
         while True:
             self._changed.clear()
             failed = await self._carry_out()
-            await within(self._clock, _RETRY_MS if failed else _DRIFT_MS, self._changed)
-            if not self._changed.is_set() and not failed:
+            left_ms = max(0, look_at_ms - self._clock.boottime_ms())
+            if left_ms == 0:
+                look_at_ms = self._clock.boottime_ms() + _DRIFT_MS
                 await self._look_for_drift()
+            else:
+                await within(
+                    self._clock, min(left_ms, _RETRY_MS) if failed else left_ms, self._changed
+                )
 
     async def _carry_out(self) -> bool:
         failed = False
