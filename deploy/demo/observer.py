@@ -25,7 +25,7 @@ from vmreplica.v1 import (
     types_pb2,
 )
 
-_DEADLINE_S = 1.0
+_DEADLINE_S = {"replication": 1.0, "locate": 0.25}
 
 
 def main() -> int:
@@ -63,7 +63,7 @@ def main() -> int:
 def _replication(channel: grpc.Channel, vm: str) -> dict[str, Any]:
     stub = replication_pb2_grpc.ReplicationServiceStub(channel)
     request = replication_pb2.GetReplicationRequest(vm=vm)
-    seen = stub.GetReplication(request, timeout=_DEADLINE_S).replication
+    seen = stub.GetReplication(request, timeout=_DEADLINE_S["replication"]).replication
     last = seen.last_cycle
     return {
         "state": types_pb2.ReplicationState.Name(seen.state),
@@ -88,7 +88,9 @@ def _replication(channel: grpc.Channel, vm: str) -> dict[str, Any]:
 
 def _locate(channel: grpc.Channel, replica_id: str) -> dict[str, Any]:
     stub = location_pb2_grpc.LocationServiceStub(channel)
-    answer = stub.Locate(location_pb2.LocateRequest(replica_id=replica_id), timeout=_DEADLINE_S)
+    answer = stub.Locate(
+        location_pb2.LocateRequest(replica_id=replica_id), timeout=_DEADLINE_S["locate"]
+    )
     return {"node": answer.node, "epoch": answer.epoch, "address": answer.address}
 
 
