@@ -17,7 +17,13 @@ from vmreplica.core.manifest import MANIFESTS_KEPT, Manifest
 from vmreplica.core.manifest_text import manifest_digest, parse_manifest, render_manifest
 from vmreplica.core.problems import Problem
 from vmreplica.ports.randomness import Randomness
-from vmreplica.ports.replica_store import Deposed, ManifestDamaged, NotOurs, StorageFailed
+from vmreplica.ports.replica_store import (
+    Deposed,
+    ManifestDamaged,
+    NoManifest,
+    NotOurs,
+    StorageFailed,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +148,7 @@ class ManifestLog:
     ) -> Manifest:
         if found is None:
             if first is None:
-                raise ManifestDamaged(f"{self._folder} holds no manifest")
+                raise NoManifest(f"{self._folder} holds no manifest")
             return replace(first, n=1, epoch=epoch, incarnation=incarnation, previous=ZERO_DIGEST)
         if found.epoch > epoch or (found.epoch == epoch and found.incarnation != incarnation):
             raise Deposed(

@@ -10,7 +10,7 @@ from node.disk.names import plain
 from node.disk.replica_folder import DiskReplicaFolder
 from vmreplica.core.problems import Problem, Reason
 from vmreplica.ports.randomness import Randomness
-from vmreplica.ports.replica_store import Space, StorageFailed
+from vmreplica.ports.replica_store import FolderMissing, Space
 
 
 class DiskReplicaStore:
@@ -38,7 +38,7 @@ class DiskReplicaStore:
     async def open_folder(self, folder_path: str, *, create: bool) -> DiskReplicaFolder:
         """One replica's directory; see the port.
 
-        :raises StorageFailed: not there, and ``create`` is false.
+        :raises FolderMissing: not there, and ``create`` is false.
         """
         path = self._inside(folder_path)
         folder = DiskReplicaFolder(
@@ -52,7 +52,7 @@ class DiskReplicaStore:
             try:
                 await self._files.list_directory(path)
             except (FileNotFoundError, NotADirectoryError) as error:
-                raise StorageFailed(f"{path} is missing") from error
+                raise FolderMissing(f"{path} is missing") from error
         return folder
 
     async def space(self, location: str) -> Space:

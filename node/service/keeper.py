@@ -34,6 +34,8 @@ class Keeper:
         self._actors: dict[str, ReplicaActor] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._dirty: set[str] = set()
+        self._releasing: set[str] = set()
+        """Being given up: not begun anew between their task's end and the record's change."""
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(parts.limits.takeovers_at_once)
 
@@ -147,12 +149,12 @@ class Keeper:
         if record is None or held is None or not ours:
             return
         if actor is None:
-            if replica_id not in self._tasks:
+            if replica_id not in self._tasks and replica_id not in self._releasing:
                 self._start(record, held.owner.epoch)
             return
         changed = record != actor.record
         actor.update(record)
-        if record.removing and actor.phase is ReplicaPhase.SERVING:
+        if record.removing and (actor.phase is ReplicaPhase.SERVING or _records_only(actor)):
             self._remove(actor)
         elif actor.session is not None and (changed or _has_pins(actor)):
             actor.background(self._tidy(actor, 0))
@@ -224,9 +226,9 @@ class Keeper:
         """Tombstone and content first, the records last; a crash anywhere in between repeats it."""
         session = actor.session
         try:
-            if session is None:
+            if session is None and not _records_only(actor):
                 return
-            if actor.record.delete_data:
+            if session is not None and actor.record.delete_data:
                 await actor.submit(session, actor.erase)
             if await self.records.delete(actor.record):
                 actor.stop(ReplicaPhase.REMOVING)
@@ -251,17 +253,18 @@ class Keeper:
         :returns: those that are released; the others are tried again by the caller.
         """
         chosen = [a for r in replica_ids if (a := self._actors.get(r)) is not None]
-        await asyncio.gather(*(self._quiesce(actor, finish_ms) for actor in chosen))
         ids = [actor.replica_id for actor in chosen]
+        self._releasing.update(ids)
         try:
-            done = await self.records.release(ids)
+            await asyncio.gather(*(self._quiesce(actor, finish_ms) for actor in chosen))
+            return await self.records.release(ids)
         except (StoreUnavailable, OutcomeUnknown) as failed:
             _log.warning("replicas not released yet: %s", failed)
-            done = ()
-        for replica_id in ids:
-            self._dirty.add(replica_id)
-        self._wake.set()
-        return done
+            return ()
+        finally:
+            self._releasing.difference_update(ids)
+            self._dirty.update(ids)
+            self._wake.set()
 
     async def _quiesce(self, actor: ReplicaActor, finish_ms: int) -> None:
         actor.refusal = draining(self._parts.node)
@@ -303,6 +306,12 @@ def unknown_replica(replica_id: str) -> Problem:
         value=replica_id,
         remedy="list the replicas with: vmrctl replica list",
     )
+
+
+def _records_only(actor: ReplicaActor) -> bool:
+    """Whether a removal can only mean the records: no data are left, or they stay unread."""
+    damaged = actor.phase is ReplicaPhase.DAMAGED and not actor.record.delete_data
+    return actor.session is None and (actor.nothing_left or damaged)
 
 
 def _has_pins(actor: ReplicaActor) -> bool:

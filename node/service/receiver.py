@@ -71,9 +71,11 @@ class Receiver:
             _log.debug("replica %s: opened by %s", request.replica_id, identity.fingerprint)
             actor = await self._admit(names, request)
             session, done = await self._judge(actor, request)
-            if done is None:
+            while done is None and actor.replica_id in self._streams:
                 await self._supersede(actor.replica_id)
-                # The stream before this one may have committed what is offered here.
+                # The stream before this one may have committed what is offered here, and another
+                # may begin while this is judged: two that served at once would drop each
+                # other's drafts.
                 session, done = await self._judge(actor, request)
             if done is not None:
                 yield done

@@ -7,6 +7,7 @@ from node.service.replica_cycle import IncomingCycle
 from node.service.replica_parts import ReplicaParts
 from vmreplica.core.cycle import Acknowledged, CycleClose, CycleKind, CycleOpen
 from vmreplica.core.manifest import Definition, PointKind
+from vmreplica.core.problems import Problem, Reason
 from vmreplica.core.receiving import ReplicaPosition, check_open
 from vmreplica.core.receiving_manifest import ReceivedCycle, with_cycle
 
@@ -21,10 +22,18 @@ async def commit_cycle(
     """Job of the replica's task. The order is the promise: parts synced and sealed under fresh
     names, directory synced, manifest linked, deadline checked, acknowledged.
 
-    :raises Problem: LEASE_LOST: the cycle may be the head and is not acknowledged by us.
+    :raises Problem: BUSY: another stream took over. LEASE_LOST: the cycle may be the head and is
+        not acknowledged by us.
     :raises Deposed, StorageFailed: the session is over.
     """
     request = cycle.request
+    if session.incoming is not cycle or cycle.discarded:
+        # Its drafts may have fallen: an acknowledgement would promise what no manifest names.
+        raise Problem(
+            Reason.BUSY,
+            "another stream of this replica has taken this one's place",
+            remedy="open again with resume",
+        )
     position = ReplicaPosition.of(session.manifest, session.epoch, parts.node)
     again = check_open(request, position)
     if again is not None:

@@ -33,7 +33,9 @@ from vmreplica.ports.cluster_store import OutcomeUnknown, StoreUnavailable
 from vmreplica.ports.event_log import Severity
 from vmreplica.ports.replica_store import (
     Deposed,
+    FolderMissing,
     ManifestDamaged,
+    NoManifest,
     NotOurs,
     ReplicaFolder,
     StorageFailed,
@@ -41,6 +43,10 @@ from vmreplica.ports.replica_store import (
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+
+
+class _ForeignFolder(ManifestDamaged):
+    """The directory is another replica's."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +92,8 @@ class ReplicaActor:
         self.committed: Callable[[], None] = _nothing
         self.raising = False
         self.removal_begun = False
+        self.nothing_left = False
+        """Certain: the directory holds nothing of this replica, so that only records can go."""
         self._background: set[asyncio.Task[None]] = set()
         self._jobs: asyncio.Queue[_Job | None] = asyncio.Queue()
         self._stop = asyncio.Event()
@@ -215,9 +223,11 @@ class ReplicaActor:
                 if not await self._deposed(deposed):
                     break
             except ManifestDamaged as damaged:
+                self.nothing_left = self._is_erased(damaged) or isinstance(damaged, _ForeignFolder)
                 self._damaged(damaged)
                 pause_ms = self.parts.limits.retry_high_ms
             except (StorageFailed, StoreUnavailable, OutcomeUnknown, Problem) as failed:
+                self.nothing_left = self._is_erased(failed)
                 self.last_problem = str(failed)
                 _log.warning("replica %s: %s", self.replica_id, failed)
             finally:
@@ -240,8 +250,13 @@ class ReplicaActor:
         async def still_named() -> bool:
             return await self.records.names_us(self.replica_id, epoch, incarnation)
 
-        first = None if record.established else first_manifest(record, epoch, incarnation)
+        first = None
+        if not record.established:
+            # A folder's name may have been used by a replica whose data stayed.
+            self._check_ours(await folder.read_highest())
+            first = first_manifest(record, epoch, incarnation)
         manifest = await folder.take_over(epoch, incarnation, still_named, first)
+        self._check_ours(manifest)
         if not record.established:
             self.record = await self.records.change(self.replica_id, _established)
         self.check_deadline()
@@ -252,6 +267,15 @@ class ReplicaActor:
         self.parts.domains.wanted(self.record, manifest, folder)
         self._changed.set()
         return session
+
+    def _check_ours(self, found: Manifest | None) -> None:
+        if found is not None and found.replica_id != self.replica_id:
+            raise _ForeignFolder(
+                f"{self.record.folder_path} holds replica {found.replica_id}; it is left alone"
+            )
+
+    def _is_erased(self, failed: Exception) -> bool:
+        return self.record.tombstoned and isinstance(failed, FolderMissing | NoManifest)
 
     async def _work(self, session: Session) -> None:
         while True:
@@ -362,6 +386,8 @@ class ReplicaActor:
         """Job: commit the tombstone, then remove the directory's content."""
         if not session.manifest.tombstone:
             await self.commit(session, tombstoned(session.manifest))
+        # Whoever comes next must be able to tell a directory that is gone from one that is lost.
+        self.record = await self.records.change(self.replica_id, _tombstoned)
         self.check_deadline()
         await session.folder.remove_all()
 
@@ -418,6 +444,10 @@ def _with_number_of(manifest: Manifest, following: Manifest, policy: dict[str, A
 
 def _established(record: ReplicaRecord) -> ReplicaRecord:
     return replace(record, established=True)
+
+
+def _tombstoned(record: ReplicaRecord) -> ReplicaRecord:
+    return replace(record, tombstoned=True)
 
 
 def _answer(job: _Job, failed: BaseException) -> None:

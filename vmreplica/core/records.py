@@ -103,6 +103,7 @@ class ReplicaRecord:
     ``folder_path`` is the absolute directory ``storage_location/FOLDER``; FOLDER ends with the
     incarnation of the node chosen at creation and never changes. ``established`` is set once the
     first manifest is committed; from then on an empty directory is damage, not a beginning.
+    ``tombstoned`` is set once the tombstone is committed; from then on it may be gone.
     """
 
     replica_id: str
@@ -122,6 +123,7 @@ class ReplicaRecord:
     delete_data: bool = False
     test_failover: TestFailoverRecord = TestFailoverRecord()
     established: bool = False
+    tombstoned: bool = False
     op_id: str = ""
 
 

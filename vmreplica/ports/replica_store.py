@@ -35,8 +35,16 @@ class StorageFailed(Exception):
         self.no_space = no_space
 
 
+class FolderMissing(StorageFailed):
+    """The replica's directory is not there."""
+
+
 class ManifestDamaged(Exception):
     """The highest manifest does not read back: the replica stops until a person repairs it."""
+
+
+class NoManifest(ManifestDamaged):
+    """The directory is there and holds no manifest at all."""
 
 
 class NotOurs(Exception):
