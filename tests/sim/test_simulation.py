@@ -5,10 +5,12 @@
 
 import logging
 import os
+import subprocess
 import sys
 import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 from simulation.options import FAULT_KINDS
@@ -17,20 +19,27 @@ from simulation.world import Verdict, simulate
 
 SCHEDULES = int(os.environ.get("VMR_SIM_SCHEDULES", "200"))
 MINUTES = 10.0
-MARKS = {"takeover", "released", "duplicate_ack"}
-ALSO_FIRED = ("io_error", "link_twice", "link_lost_answer", "stream_cut", "lease_expired",
-              "outcome_unknown", "leader_change", "watch_event_lost")  # fmt: skip
+MARKS = {"takeover", "released", "duplicate_ack", "compacted", "layer_deleted", "resumed",
+         "draft", "taken_from_gone", "taken_from_stalled"}  # fmt: skip
+ALSO_FIRED = ("io_error", "link_twice", "link_lost_answer", "link_delayed", "stream_cut",
+              "lease_expired", "outcome_unknown", "leader_change", "watch_event_lost",
+              "late_apply", "slow", "drain_begun", "call_answer_lost")  # fmt: skip
+LIKELY = {
+    "commit_by_rename": (2,),
+}
+"""Seeds that found a planted bug before: tried first."""
 _WORKERS = 2
+_SUPPORT = Path(__file__).parents[1] / "support"
 
 
-def _one(seed: int, bug: str = "") -> Verdict | str:
+def _one(seed: int, bug: str = "", minutes: float = MINUTES) -> Verdict | str:
     """A verdict, or what was violated. Runs in a process of its own."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     sys.unraisablehook = lambda _: None
     undo = BUGS[bug]() if bug else None
     try:
-        return simulate(seed, MINUTES)
+        return simulate(seed, minutes)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     finally:
@@ -42,53 +51,73 @@ def _replay(seed: int) -> str:
     return f"VMR_SEED={seed} .venv/bin/python -m pytest tests/sim/test_simulation.py -k one_world"
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_schedules_keep_every_promise() -> None:
     """Each world: ≥ 3 nodes, 5 replicas, 10 virtual minutes, faults, healing, bit-exact heads."""
     fired: Counter[str] = Counter()
-    marks: set[str] = set()
-    acks = 0
+    marks: Counter[str] = Counter()
+    acks = refused = fulls = 0
     failed = {}
     with ProcessPoolExecutor(_WORKERS) as pool:
-        for seed, verdict in enumerate(pool.map(_one, range(1, SCHEDULES + 1), chunksize=2), 1):
+        for seed, verdict in enumerate(pool.map(_one, range(1, SCHEDULES + 1)), 1):
             if isinstance(verdict, str):
                 failed[seed] = verdict
                 print(f"seed {seed}: {verdict}\n  replay: {_replay(seed)}")
                 continue
             fired += verdict.fired
-            marks |= verdict.marks
+            marks.update(verdict.marks)
             acks += verdict.acks
-    print(f"{SCHEDULES} schedules of {MINUTES:.0f} virtual minutes, {acks} acknowledgements")
+            fulls += verdict.fulls
+            refused += verdict.refused
+    print(f"{SCHEDULES} schedules of {MINUTES:.0f} virtual minutes, {acks} acknowledgements, "
+          f"{fulls} full copies, {refused} refusals of a stranger")  # fmt: skip
     print("faults fired:", ", ".join(f"{k} {n}" for k, n in sorted(fired.items())))
-    print("marks:", ", ".join(sorted(marks)))
+    print("worlds with:", ", ".join(f"{k} {n}" for k, n in sorted(marks.items())))
     assert not failed, f"{len(failed)} schedules failed, first: {_replay(min(failed))}"
-    assert acks > SCHEDULES * 100
+    assert acks > SCHEDULES * 50
+    assert refused > SCHEDULES * 10
     if SCHEDULES >= 200:
         silent = [k for k in (*FAULT_KINDS, *ALSO_FIRED) if not fired[k]]
         assert not silent, f"fault kinds that never fired: {silent}"
-        assert marks >= MARKS, f"marks never hit: {MARKS - marks}"
+        assert set(marks) >= MARKS, f"never happened: {MARKS - set(marks)}"
 
 
 @pytest.mark.parametrize("bug", sorted(BUGS))
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_planted_bug_is_found(bug: str) -> None:
     """The simulation finds each planted bug within the schedules that the clean code passes."""
-    with ProcessPoolExecutor(_WORKERS) as pool:
-        for first in range(1, max(SCHEDULES, 2), 2 * _WORKERS):
-            seeds = range(first, first + 2 * _WORKERS)
-            verdicts = list(pool.map(_one, seeds, [bug] * len(seeds)))
-            found = [s for s, v in zip(seeds, verdicts, strict=True) if isinstance(v, str)]
-            if found:
-                print(f"{bug}: found by seed {found[0]}: {verdicts[found[0] - first]}")
-                return
+    seeds = [*LIKELY.get(bug, ()), *range(1, SCHEDULES + 1)]
+    for seed in seeds:
+        verdict = _one(seed, bug)
+        if isinstance(verdict, str):
+            print(f"{bug}: found by seed {seed}: {verdict}")
+            assert verdict.startswith("Violation"), verdict
+            return
     pytest.fail(f"{bug} was not found in {SCHEDULES} schedules")
 
 
 def test_one_seed_is_one_world() -> None:
-    """The same seed twice: the same steps, faults and acknowledgements."""
-    first, second = _one(11), _one(11)
-    assert not isinstance(first, str), first
-    assert first == second
+    """The same seed again, also in other processes that hash otherwise: the same history."""
+    here = _one(11, minutes=5.0)
+    assert isinstance(here, Verdict), here
+    assert here == _one(11, minutes=5.0)
+    assert here != _one(12, minutes=5.0)
+    code = (
+        "import logging; logging.disable(50)\n"
+        "from simulation.world import simulate\n"
+        "print(simulate(11, 5.0).fingerprint)"
+    )
+    for hash_seed in ("1", "2"):
+        env = {
+            **os.environ,
+            "PYTHONHASHSEED": hash_seed,
+            "PYTHONPATH": os.pathsep.join([str(_SUPPORT), str(_SUPPORT.parents[1])]),
+        }
+        told = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            env=env, capture_output=True, text=True, check=True, timeout=300,
+        )  # fmt: skip
+        assert told.stdout.split() == [here.fingerprint], f"PYTHONHASHSEED={hash_seed}"
 
 
 @pytest.mark.skipif("VMR_SEED" not in os.environ, reason="replays VMR_SEED=n")

@@ -14,6 +14,7 @@ class Options:
     brokers: int
     vms: int
     segment_bytes: int
+    frequency_ms: int
     minutes: float
     fault_pause_s: float
     crash_node: int
@@ -52,11 +53,14 @@ def draw(seed: int, minutes: float) -> Options:
         brokers=rng.choice((2, 3)),
         vms=5,
         segment_bytes=rng.choice((8 << 16, 1 << 40)),
+        frequency_ms=rng.choice((5_000, 10_000, 10_000, 20_000)),
         minutes=minutes,
         fault_pause_s=rng.uniform(6.0, 25.0),
         **weights,
     )
 
 
-_SIZES = frozenset({"nodes", "brokers", "vms", "segment_bytes", "minutes", "fault_pause_s"})
+_SIZES = frozenset(
+    {"nodes", "brokers", "vms", "segment_bytes", "frequency_ms", "minutes", "fault_pause_s"}
+)
 FAULT_KINDS = tuple(f.name for f in fields(Options) if f.name not in _SIZES)

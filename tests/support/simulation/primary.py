@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 HOST = "p1"
 NAMES = ("p1", "p1.lab")
-FREQUENCY_MS = 5_000
 _CLUSTERS = 24
 
 
@@ -103,6 +102,7 @@ class SimPrimary:
         store = FakeClusterStore(hypervisor.server, HOST)
         self.cache = StoreCache(store, clock, keys.root)
         self.hypervisor = hypervisor
+        self._policy = PolicyRecord(frequency_ms=cluster.options.frequency_ms)
         self.role = PrimaryRole(
             node=HOST,
             primary_access_point=f"{HOST}:7444",
@@ -126,10 +126,9 @@ class SimPrimary:
                 group.create_task(self._enable(vm.uuid))
 
     async def _enable(self, uuid: str) -> None:
-        policy = PolicyRecord(frequency_ms=FREQUENCY_MS)
         while True:
             try:
-                await self.role.enable(uuid, "r-cap:7443", policy)
+                await self.role.enable(uuid, "r-cap:7443", self._policy)
                 await self.role.start(uuid)
             except (Problem, LinkFailed, StoreError):
                 await asyncio.sleep(1)
