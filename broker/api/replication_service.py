@@ -226,6 +226,9 @@ class ReplicationService:
         except Problem as problem:
             if problem.reason is Reason.AMBIGUOUS_NAME:
                 raise
+            if problem.reason is Reason.STATE_REFUSES:
+                # It is there, only not protected.
+                return True
             away = problem.reason in (Reason.NODE_UNREACHABLE, Reason.LEASE_LOST)
             return None if away else False
         return True

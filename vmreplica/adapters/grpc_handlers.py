@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 
 from vmreplica.adapters.grpc_identity import CallReader
 from vmreplica.core.problems import Problem, Reason
-from vmreplica.v1 import (  # noqa: F401 - registers every service in the descriptor pool
+from vmreplica.v1 import (
     connection_pb2,
     cycle_pb2,
     event_pb2,
@@ -45,7 +45,29 @@ _log = logging.getLogger(__name__)
 Handler = Any
 """A grpc.RpcMethodHandler; its type arguments exist in the stubs alone."""
 _aio: Any = grpc.aio
+_OWN = (
+    connection_pb2,
+    cycle_pb2,
+    event_pb2,
+    failover_pb2,
+    location_pb2,
+    manifest_pb2,
+    node_pb2,
+    operation_pb2,
+    replica_pb2,
+    replication_pb2,
+    settings_pb2,
+    store_pb2,
+    version_pb2,
+)
 RawHandler = Callable[[Call, RawStream], Awaitable[None]]
+
+
+def own_services() -> list[str]:
+    """Full names of all services of the contract, offered here or not."""
+    return sorted(
+        service.full_name for file in _OWN for service in file.DESCRIPTOR.services_by_name.values()
+    )
 
 
 class Refusal(Exception):

@@ -13,7 +13,12 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from vmreplica.adapters import tls
-from vmreplica.adapters.grpc_handlers import Handler, HandlerFactory, RawHandler
+from vmreplica.adapters.grpc_handlers import (
+    Handler,
+    HandlerFactory,
+    RawHandler,
+    own_services,
+)
 from vmreplica.adapters.grpc_health import HealthService, ReflectionService
 from vmreplica.adapters.grpc_identity import CallReader, Denied
 from vmreplica.adapters.grpc_options import MAX_CALLS, server_options
@@ -89,6 +94,10 @@ class GrpcServer:
         self.add(reflection.SERVICE_NAME, ReflectionService(names))
         # Version 1 differs from v1alpha in its name alone; newer clients ask for it first.
         self._services[_REFLECTION_V1] = self._services[reflection.SERVICE_NAME]
+        for service in own_services():
+            if service not in self._services:
+                # Not offered here: the refusal says so in our own words, with a remedy.
+                self.add(service, None)
         for service in {*self._services, *(service for service, _ in self._raw)}:
             methods = dict(self._services.get(service, {}))
             methods.update({name: h for (owner, name), h in self._raw.items() if owner == service})
