@@ -170,8 +170,9 @@ class ProtectedVm:
             try:
                 return await tools.runner.run(plan, self.route, self._bandwidth, running)
             except Problem as problem:
-                if problem.reason is Reason.SEQ_GAP and basis.since_cycle_id:
-                    # The owner does not know the cycle this checkpoint counts from.
+                if basis.since_cycle_id and _since_is_unknown(problem):
+                    # The owner does not know the cycle this checkpoint counts from. Any other
+                    # gap means that the head moved: then this checkpoint may be the last base.
                     await tools.source.forget(record.vm_uuid, basis.since_cycle_id)
                 raise
             finally:
@@ -475,6 +476,10 @@ def _standing_of(record: ReplicationRecord) -> Standing:
 
 def _with_standing(record: ReplicationRecord, now: Standing) -> ReplicationRecord:
     return replace(record, state=now.state.value, suspended_from=now.origin.value)
+
+
+def _since_is_unknown(problem: Problem) -> bool:
+    return problem.reason is Reason.SEQ_GAP and problem.field == "open.since_cycle_id"
 
 
 def _facts(error: Exception) -> dict[str, str]:

@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from node.service.replica_parts import KeeperLimits
+from tests.support.primary_world import PrimaryWorld
+from tests.support.primary_world import in_world as in_primary_world
 from tests.unit.replica_world import (
     KEYS,
     REPLICA,
@@ -19,7 +21,7 @@ from tests.unit.replica_world import (
     send_cycle,
 )
 from tests.unit.test_keeper import in_world
-from vmreplica.core.cycle import Accepted, Acknowledged, digest
+from vmreplica.core.cycle import Accepted, Acknowledged, CycleKind, digest
 from vmreplica.core.problems import Problem, Reason
 from vmreplica.core.records import OwnerRecord, render
 from vmreplica.core.replica_state import ReplicaPhase
@@ -201,3 +203,21 @@ def test_a_replica_given_up_is_not_begun_anew_before_its_record_says_so() -> Non
         assert (await world.owner()).released
 
     in_world(story)
+
+
+def test_a_head_that_moved_on_costs_no_checkpoint() -> None:
+    """A cycle that was given up may be committed late: the base before it is still a right one."""
+
+    async def story(world: PrimaryWorld) -> None:
+        replica = await world.protect()
+        for n in range(3):
+            world.vm.write("vda", n, 9000 + n)
+            await world.acknowledged()
+        moved = Problem(Reason.SEQ_GAP, "cycle 5 does not follow the head", field="open.seq")
+        world.link.faults.refuse_open.append(moved)
+        world.vm.write("vda", 50, 9050)
+        await world.acknowledged(2)
+        assert replica.kinds.count(CycleKind.FULL) == 1
+        world.check()
+
+    in_primary_world(story)

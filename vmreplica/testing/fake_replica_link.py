@@ -319,12 +319,14 @@ def _check_place(model: ModelReplica, request: CycleOpen) -> bool:
         if request.seq != model.seq or request.parent_digest != model.parent:
             raise Problem(Reason.PARENT_MISMATCH, "the cycle has another place")
         return True
+    if request.seq != model.seq + 1:
+        raise Problem(Reason.SEQ_GAP, "a cycle is missing", field="open.seq")
     if request.parent_digest != model.digest:
         raise Problem(Reason.PARENT_MISMATCH, "the parent is not the head")
-    if request.seq != model.seq + 1:
-        raise Problem(Reason.SEQ_GAP, "a cycle is missing")
     if request.kind is CycleKind.DELTA and request.since_cycle_id not in model.recent:
-        raise Problem(Reason.SEQ_GAP, "the cycle counted from is unknown")
+        raise Problem(
+            Reason.SEQ_GAP, "the cycle counted from is unknown", field="open.since_cycle_id"
+        )
     if request.kind is CycleKind.FULL and request.since_cycle_id:
         raise Problem(Reason.BAD_FIELD, "a full cycle counts from nothing")
     return False
