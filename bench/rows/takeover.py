@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 
 import yaml
 
 from bench.context import Bench
-from bench.lab import CAP, BenchLab, Watcher, wait
+from bench.lab import CAP, BenchFailed, BenchLab, Watcher, wait
 from bench.outage import longest_gap, since_kill
 from bench.result import Result, Tried
 from bench.vrrp import ADDRESS, HOSTS, PORT, Vrrp, configuration
@@ -15,7 +16,7 @@ from broker.config import ElectionConfig
 from deploy.lab.guests import Guest, small_plan
 
 VM = "bench-small"
-_INTERVALS_S = (1.0, 0.3, 0.1)
+_INTERVALS_S = (1.0, 0.5, 0.2)
 _CLEAN_BUDGET_S = 0.3
 _ABOUT_THE_CLIENT = (
     "a client asks every 10 ms with a deadline of 0.3 s, and connects anew after each failure"
@@ -25,6 +26,20 @@ _ABOUT_KEEPALIVED = (
     "listed. It asks nobody: two halves of a cut network both take the address, and a process that "
     "was paused goes on holding it. The broker waits for its lease to end, so that at most one leads"
 )
+
+_PEER_LINES = (
+    "keepalived --dont-fork --vrrp -f FILE, on two hosts, with",
+    *configuration(HOSTS[0], _INTERVALS_S[0]).splitlines(),
+)
+
+
+@dataclass(slots=True)
+class _Peer:
+    """What keepalived did."""
+
+    runs: list[float] = field(default_factory=list)
+    tried: list[Tried] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def measure(bench: Bench) -> list[Result]:
@@ -40,10 +55,10 @@ def measure(bench: Bench) -> list[Result]:
         for _ in range(bench.runs(10)):
             clean.append(_stop_leader(lab, watcher))
             bench.say(f"takeover_clean: without an answer for {clean[-1]:.3f} s")
-    peer, tried, lines = _keepalived(bench, lab)
+    peer = _keepalived(bench, lab)
     ttl_s = _ttl_s(lab)
     return [
-        _killed(killed, ttl_s, peer, tried, lines),
+        _killed(killed, ttl_s, peer),
         Result(
             name="takeover_clean",
             what="leading broker stopped cleanly (SIGTERM): the longest time between two answers "
@@ -60,9 +75,7 @@ def measure(bench: Bench) -> list[Result]:
     ]
 
 
-def _killed(
-    killed: list[float], ttl_s: float, peer: list[float], tried: list[Tried], lines: list[str]
-) -> Result:
+def _killed(killed: list[float], ttl_s: float, peer: _Peer) -> Result:
     return Result(
         name="takeover",
         what="leading broker killed (SIGKILL): time until Locate answers at the client access "
@@ -71,16 +84,17 @@ def _killed(
         higher_is_better=False,
         worst=True,
         ours=tuple(killed),
-        peer=tuple(peer),
+        peer=tuple(peer.runs),
         peer_name="keepalived",
         budget=ttl_s + 1,
         target=1.0,
-        commands=("lab daemon LEADER kill broker", *lines),
-        tried=tuple(tried),
+        commands=("lab daemon LEADER kill broker", *_PEER_LINES),
+        tried=tuple(peer.tried),
         notes=(
             f"TTL of the election lease: {ttl_s:g} s",
             _ABOUT_THE_CLIENT,
             _ABOUT_KEEPALIVED,
+            *peer.notes,
         ),
     )
 
@@ -137,23 +151,28 @@ def _ttl_s(lab: BenchLab) -> float:
     return float(tree.get("election", {}).get("ttl_s", ElectionConfig().ttl_s))
 
 
-def _keepalived(bench: Bench, lab: BenchLab) -> tuple[list[float], list[Tried], list[str]]:
+def _keepalived(bench: Bench, lab: BenchLab) -> _Peer:
     """Runs at the default interval; how shorter ones do; the configuration."""
-    runs: dict[float, list[float]] = {}
+    found = _Peer()
     for interval_s in _INTERVALS_S:
+        setting = f"advert_int {interval_s:g}"
         vrrp = Vrrp(lab, interval_s)
         vrrp.start()
         try:
             vrrp.wait_holder()
-            runs[interval_s] = _fail_over(vrrp, bench.runs(7 if interval_s == 1 else 3, 2))
+            taken = _fail_over(vrrp, bench.runs(7 if interval_s == 1 else 3, 2))
+        except BenchFailed as failed:
+            # On a busy machine short intervals make both take the address, again and again.
+            found.notes.append(f"keepalived, {setting}: no clear takeover was seen ({failed})")
+            bench.say(found.notes[-1])
+            continue
         finally:
             vrrp.close()
-        told = ", ".join(f"{took:.2f}" for took in runs[interval_s])
-        bench.say(f"takeover: keepalived, interval {interval_s:g} s: {told} s")
-    tried = [Tried(f"advert_int {i:g}, worst", max(taken)) for i, taken in runs.items()]
-    text = configuration(HOSTS[0], _INTERVALS_S[0])
-    lines = ["keepalived --dont-fork --vrrp -f FILE, on two hosts, with", *text.splitlines()]
-    return runs[_INTERVALS_S[0]], tried, lines
+        found.tried.append(Tried(f"{setting}, worst", max(taken)))
+        if interval_s == 1:
+            found.runs = taken
+        bench.say(f"takeover: keepalived, {setting}: {', '.join(f'{t:.2f}' for t in taken)} s")
+    return found
 
 
 def _fail_over(vrrp: Vrrp, count: int) -> list[float]:
