@@ -29,6 +29,14 @@ LEAST_SCRATCH_SECONDS = 10
 _TICK_MS = 50
 _SCRATCH_MS = 500
 _MCL_CURRENT_AND_FUTURE = 3
+_ABORT_AGAIN_MS = 1_000
+_ABORT_AGAIN_MAX_MS = 60_000
+_ABORT = """
+xml=$(virsh -c "$1" backup-dumpxml "$2") || exit 1
+case $xml in *"'$3'"* | *"\"$3\""*) exec virsh -c "$1" domjobabort "$2" ;; esac
+exit 2
+"""
+"""Others take backups too: only a job whose XML names our scratch file is ours to abort."""
 
 
 @dataclass
@@ -38,6 +46,10 @@ class Job:
     scratch: tuple[str, ...]
     abort_at_ms: int
     free_bytes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    attempt: subprocess.Popen[bytes] | None = None
+    """Its abort under way, or the last one; ended with 0: done."""
+    again_ms: int = 0
+    pause_ms: int = _ABORT_AGAIN_MS
 
 
 class GuardProcess:
@@ -103,9 +115,7 @@ class GuardProcess:
         if now - self._scratch_at_ms >= _SCRATCH_MS:
             self._scratch_at_ms = now
             for vm, job in list(self._jobs.items()):
-                if self._is_over(job, now):
-                    del self._jobs[vm]
-                    self._virsh("domjobabort", vm)
+                self._look_at_job(vm, job, now)
         self._helpers = [helper for helper in self._helpers if helper.poll() is None]
 
     def _look_at_deadline(self, now: int) -> None:
@@ -129,6 +139,17 @@ class GuardProcess:
                 )
         elif self._page.confirmed_ms != deadline and now - self._passed_at_ms >= CONFIRM_MS:
             _kill(self._main_pid)
+
+    def _look_at_job(self, vm: str, job: Job, now: int) -> None:
+        """Abort it where it is over; again and again while libvirt does not do it."""
+        if job.attempt is not None and job.attempt.poll() is None:
+            return
+        if job.attempt is not None and job.attempt.returncode == 0:
+            del self._jobs[vm]
+        elif self._is_over(job, now) and now >= job.again_ms:
+            job.attempt = self._abort(vm, job)
+            job.again_ms = now + job.pause_ms
+            job.pause_ms = min(2 * job.pause_ms, _ABORT_AGAIN_MAX_MS)
 
     def _is_over(self, job: Job, now: int) -> bool:
         if job.abort_at_ms and now >= job.abort_at_ms:
@@ -158,23 +179,34 @@ class GuardProcess:
         self._kill_children()
         for vm in self._frozen:
             self._virsh("domfsthaw", vm)
-        for vm in self._jobs:
-            self._virsh("domjobabort", vm)
+        for vm, job in self._jobs.items():
+            self._abort(vm, job)
         for helper in self._helpers:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 helper.wait(10)
 
     def _virsh(self, verb: str, vm: str) -> None:
+        self._start("virsh", "-c", self._uri, verb, vm)
+
+    def _abort(self, vm: str, job: Job) -> subprocess.Popen[bytes] | None:
+        """Abort the backup of ``vm`` if the one that runs now writes our scratch files."""
+        if not job.scratch:
+            return None
+        return self._start("sh", "-c", _ABORT, "abort", self._uri, vm, job.scratch[0])
+
+    def _start(self, *command: str) -> subprocess.Popen[bytes] | None:
         """In a child: libvirt may hang, the guard may not."""
-        with contextlib.suppress(OSError):
-            self._helpers.append(
-                subprocess.Popen(
-                    ["virsh", "-c", self._uri, verb, vm],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
+        try:
+            helper = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
+        except OSError:
+            return None
+        self._helpers.append(helper)
+        return helper
 
 
 def _kill(pid: int) -> None:
