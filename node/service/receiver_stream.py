@@ -15,7 +15,7 @@ from node.service.receiver_commit import commit_cycle
 from node.service.replica_actor import ReplicaActor, Session, no_space, storage_failed
 from node.service.replica_cycle import IncomingCycle
 from node.service.replica_parts import ReplicaParts
-from node.service.replica_wait import cancelled
+from node.service.replica_wait import cancelled, others_first
 from vmreplica.core.cycle import (
     Accepted,
     CycleClose,
@@ -238,6 +238,8 @@ class ReceiverStream:
 
     async def _close(self, cycle: IncomingCycle, close: CycleClose) -> None:
         await self._settle()
+        for _ in cycle.tally.sort_steps():
+            await others_first()
         try:
             cycle.tally.check_close(self._request, close)
         except Problem:

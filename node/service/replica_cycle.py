@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
+from node.service.replica_wait import others_first
 from vmreplica.core.cycle import CycleOpen, Frame
 from vmreplica.core.manifest import Layer
 from vmreplica.core.receiving import CycleTally
@@ -18,6 +19,7 @@ from vmreplica.ports.replica_store import LayerWriter, PartKey, ReplicaFolder
 
 T = TypeVar("T")
 SEGMENT_BYTES = 32 << 30
+_BITE_CLUSTERS = 16_384
 
 
 class IncomingCycle:
@@ -44,7 +46,12 @@ class IncomingCycle:
         """Count what the drafts hold. :raises StorageFailed:"""
         places = {disk.target: place for place, disk in enumerate(self.request.disks)}
         for layer in self._drafts:
-            self.tally.restore(places[layer.target], await self._folder.layer_digests(layer))
+            digests = sorted((await self._folder.layer_digests(layer)).items())
+            for start in range(0, len(digests), _BITE_CLUSTERS):
+                # A segment holds half a million clusters: keepalives must come between.
+                bite = dict(digests[start : start + _BITE_CLUSTERS])
+                self.tally.restore(places[layer.target], bite)
+                await others_first()
         frames = max((x.draft.frames for x in self._drafts if x.draft is not None), default=0)
         self.tally.frames = self.durable_frames = frames
 

@@ -36,6 +36,14 @@ async def cancelled(*tasks: asyncio.Future[Any]) -> None:
             task.exception()
 
 
+async def others_first() -> None:
+    """Between two bites of long computing: everybody else gets a turn of the event loop."""
+    loop = asyncio.get_running_loop()
+    turn: asyncio.Future[None] = loop.create_future()
+    loop.call_soon(_done, turn)
+    await turn
+
+
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     """Run ``work`` to its end even when the caller is cancelled meanwhile.
 
@@ -51,3 +59,8 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
         if not task.cancelled():
             task.exception()
         raise
+
+
+def _done(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_result(None)

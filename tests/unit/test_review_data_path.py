@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import replace
 
 import pytest
@@ -21,8 +22,19 @@ from tests.unit.replica_world import (
     send_cycle,
 )
 from tests.unit.test_keeper import in_world
-from vmreplica.core.cycle import Accepted, Acknowledged, CycleKind, digest
+from vmreplica.core.cycle import (
+    CLUSTER_BYTES,
+    EMPTY_DIGEST,
+    Accepted,
+    Acknowledged,
+    CycleKind,
+    Disk,
+    Frame,
+    cycle_digest,
+    digest,
+)
 from vmreplica.core.problems import Problem, Reason
+from vmreplica.core.receiving import CycleTally
 from vmreplica.core.records import OwnerRecord, render
 from vmreplica.core.replica_state import ReplicaPhase
 from vmreplica.ports.cluster_store import Put
@@ -221,3 +233,27 @@ def test_a_head_that_moved_on_costs_no_checkpoint() -> None:
         world.check()
 
     in_primary_world(story)
+
+
+def test_clusters_in_any_order_are_sorted_in_bites() -> None:
+    """Who cannot send keepalives loses its lease, and the guard kills it: so would the next."""
+    disk = Disk("vda", 40_000 * CLUSTER_BYTES)
+    order = list(range(disk.clusters))
+    random.Random(7).shuffle(order)
+    plain = {index: digest(index.to_bytes(8, "big")) for index in order}
+    sent, known = CycleTally([disk]), CycleTally([disk])
+    known.restore(0, plain)
+    for start in range(0, len(order), 1_024):
+        frame = tuple(order[start : start + 1_024])
+        count = len(frame)
+        sent.take(
+            Frame(
+                0, frame, (0,) * count, b"".join(plain[i] for i in frame), b"", EMPTY_DIGEST * count
+            )
+        )
+    largest = max(disk.clusters // 16_384, 1)
+    steps = sum(1 for _ in sent.sort_steps())
+    assert steps > largest
+    assert sum(1 for _ in sent.sort_steps()) == 0
+    expected = cycle_digest(bytes(16), 1, [disk], [plain])
+    assert sent.digest(bytes(16), 1) == known.digest(bytes(16), 1) == expected

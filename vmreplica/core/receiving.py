@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -34,6 +34,7 @@ ZSTD_MAGIC = bytes.fromhex("28b52ffd")
 _RESYNCHRONIZE = "resynchronize the replication: vmrctl replication resume VM --resync"
 _LOCATE = "ask the client access point for the owner again, then open with resume"
 _RECORD = struct.Struct(">Q16s")
+_BITE_RECORDS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +249,9 @@ class CycleTally:
         self._rising = [True] * len(self.disks)
 
     def restore(self, disk: int, digests: Mapping[int, bytes]) -> None:
-        """Count the clusters of a sealed segment again (a stream that goes on behind drafts)."""
-        self._record(disk, sorted(digests), lambda _, index: digests[index])
+        """Count clusters of a sealed segment again (a stream that goes on behind drafts)."""
+        pairs = sorted(digests.items())
+        self._record(disk, [index for index, _ in pairs], lambda place, _: pairs[place][1])
 
     def check(self, frame: Frame) -> None:
         """Judge a frame without taking it.
@@ -302,6 +304,28 @@ class CycleTally:
             last = index
         self.clusters += len(indexes)
 
+    def sort_steps(self) -> Iterator[None]:
+        """Sort what came out of order, in bites of some milliseconds: a sender may send a disk of
+        16 million clusters in any order, and nothing else runs while ``digest`` sorts them.
+        """
+        size = _RECORD.size
+        for disk, records in enumerate(self._records):
+            if self._rising[disk]:
+                continue
+            buckets: dict[bytes, bytearray] = {}
+            for start in range(0, len(records), _BITE_RECORDS * size):
+                for at in range(start, min(start + _BITE_RECORDS * size, len(records)), size):
+                    record = records[at : at + size]
+                    # All but the last 14 bits of the index; big-endian, so bytes order it.
+                    key = bytes((*record[:6], record[6] & 0xC0))
+                    buckets.setdefault(key, bytearray()).extend(record)
+                yield
+            in_order = bytearray()
+            for key in sorted(buckets):
+                in_order += _sorted_records(buckets.pop(key))
+                yield
+            self._records[disk], self._rising[disk] = in_order, True
+
     def digest(self, parent_digest: bytes, seq: int) -> bytes:
         """The cycle's digest over everything taken; see core.cycle.cycle_digest."""
         hasher = blake3(b"vmreplica.cycle.v1\0" + parent_digest + struct.pack(">Q", seq))
@@ -309,7 +333,7 @@ class CycleTally:
             target = disk.target.encode()
             hasher.update(struct.pack(">H", len(target)) + target)
             hasher.update(struct.pack(">QQ", disk.size_bytes, len(records) // _RECORD.size))
-            hasher.update(bytes(records) if rising else _sorted_records(records))
+            hasher.update(records if rising else _sorted_records(records))
         return hasher.digest(length=DIGEST_BYTES)
 
     def check_close(self, request: CycleOpen, close: CycleClose) -> None:
