@@ -51,7 +51,7 @@ from vmreplica.adapters.system_randomness import SystemRandomness
 from vmreplica.coordination.guarded import GuardedWriter
 from vmreplica.coordination.store_cache import StoreCache
 from vmreplica.core.keys import Keys
-from vmreplica.core.problems import Problem
+from vmreplica.core.problems import Problem, Reason
 from vmreplica.ports.cluster_store import ClusterStore
 
 log = logging.getLogger(__name__)
@@ -317,8 +317,7 @@ class Daemon:
 
 async def run_node(config: NodeConfig, signals: Signals) -> None:
     """Open the store, start the guard, run the daemon."""
-    for directory in (config.state_dir, config.scratch, config.state_dir / "console"):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directories(config)
     clock = SystemClock()
     store: ClusterStore
     if config.etcd is None:
@@ -332,6 +331,26 @@ async def run_node(config: NodeConfig, signals: Signals) -> None:
         await Daemon(config, store, guard).run(signals)
     finally:
         await guard.close()
+
+
+def make_directories(config: NodeConfig) -> None:
+    """What the node keeps for itself. :raises Problem: BAD_CONFIG, naming the key."""
+    wanted = (
+        ("state_dir", config.state_dir),
+        ("scratch_dir", config.scratch),
+        ("state_dir", config.state_dir / "console"),
+    )
+    for key, directory in wanted:
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Problem(
+                Reason.BAD_CONFIG,
+                f"{key}: {directory} cannot be made: {error.strerror}.",
+                field=key,
+                value=str(directory),
+                remedy="Give a directory that this user may write.",
+            ) from error
 
 
 def _without_guard() -> None:
