@@ -8,6 +8,7 @@ from pathlib import Path
 from node.config import NodeConfig
 from node.daemon import run_node
 from vmreplica.adapters import tls
+from vmreplica.adapters.allocator import keep_freed_memory
 from vmreplica.adapters.daemon import run_daemon
 from vmreplica.adapters.distribution import version
 from vmreplica.adapters.etcd_settings import read_credentials
@@ -43,6 +44,7 @@ def check(config: NodeConfig) -> None:
 
 def main() -> int:
     """The command's entry point."""
+    keep_freed_memory()
     return run_daemon(
         "vmreplica-node", DEFAULT_CONFIG, NodeConfig, run_node, check=check, version=version()
     )

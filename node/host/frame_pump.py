@@ -13,12 +13,13 @@ import zstandard
 from node.host.nbd_reader import NbdExport
 from vmreplica.core.cycle import CLUSTER_BYTES, Frame
 from vmreplica.core.frame_encode import encode_frame
-from vmreplica.core.frame_plan import FramePlan, FrameSpec
+from vmreplica.core.frame_plan import DATA_CLUSTERS_PER_FRAME, FramePlan, FrameSpec
 from vmreplica.ports.change_source import SourceFailed
 
 FRAMES_AHEAD = 8
 """Frames read, being encoded or waiting to be taken: 8 MiB of plain data."""
 _POLL_MS = 100
+_FULL_BYTES = DATA_CLUSTERS_PER_FRAME * CLUSTER_BYTES
 _local = threading.local()
 
 
@@ -66,7 +67,8 @@ class FramePump:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._reading: deque[_Reading] = deque()
-        self._encoding: deque[tuple[int, Future[Frame]]] = deque()
+        self._encoding: deque[tuple[_Reading, Future[Frame]]] = deque()
+        self._spare: list[bytearray] = []
 
     def start(self, first: int) -> None:
         """Begin with frame ``first``."""
@@ -118,12 +120,22 @@ class FramePump:
 
     def _begin(self, spec: FrameSpec) -> None:
         data = sum(run.count for run in spec.runs if not run.zero)
-        reading = _Reading(spec, bytearray(data * CLUSTER_BYTES))
-        self._reading.append(reading)
         export = self._exports[spec.disk]
+        reading = _Reading(spec, self._buffer(export, spec, data * CLUSTER_BYTES))
+        self._reading.append(reading)
         reading.left = 1 << 30  # completions may come while requests are still being begun
         begun = export.start_read(spec, memoryview(reading.buffer), reading.done)
         reading.left -= (1 << 30) - begun
+
+    def _buffer(self, export: NbdExport, spec: FrameSpec, size: int) -> bytearray:
+        """An earlier frame's buffer, all of which will be read over, or a new one of zeros.
+
+        New ones cost more than reading: each page is cleared by the kernel, then by calloc.
+        """
+        whole = spec.runs[-1].end * CLUSTER_BYTES <= export.size_bytes
+        if whole and self._spare and len(self._spare[-1]) == size:
+            return self._spare.pop()
+        return bytearray(size)
 
     def _advance(self) -> None:
         if self._reading:
@@ -135,12 +147,14 @@ class FramePump:
             if not head.left:
                 self._reading.popleft()
                 task = self._encoders.submit(_encode, head.spec, head.buffer, self._compress)
-                self._encoding.append((head.spec.number, task))
+                self._encoding.append((head, task))
         while self._encoding and (self._encoding[0][1].done() or not self._reading):
-            number, task = self._encoding[0]
+            reading, task = self._encoding[0]
             frame = task.result()
             self._encoding.popleft()
-            self._deliver(number, frame)
+            if len(reading.buffer) == _FULL_BYTES:
+                self._spare.append(reading.buffer)  # the frame holds a copy
+            self._deliver(reading.spec.number, frame)
 
     def _drain(self) -> None:
         try:

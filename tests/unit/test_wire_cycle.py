@@ -24,6 +24,7 @@ from vmreplica.wire.cycle_messages import (
     reply_from_message,
     reply_to_message,
     request_from_message,
+    request_to_bytes,
     request_to_message,
 )
 
@@ -64,6 +65,17 @@ FULL = CycleOpen(
 def test_requests_go_both_ways(value: Any) -> None:
     raw = request_to_message(value).SerializeToString()
     assert request_from_message(cycle_pb2.ReplicateRequest.FromString(raw)) == value
+
+
+LARGE = Frame(
+    3, tuple(range(16)), (65_536,) * 16, b"d" * 256, bytes(range(256)) * 4_096, b"s" * 256
+)
+ZEROS = Frame(0, (7, 300), (0, 0), b"d" * 32, b"", b"s" * 32)
+
+
+@pytest.mark.parametrize("value", [OPEN, FULL, FRAME, LARGE, ZEROS, CLOSE])
+def test_bytes_are_those_of_the_message(value: Any) -> None:
+    assert request_to_bytes(value) == request_to_message(value).SerializeToString()
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from vmreplica.ports.replica_link import (
 )
 from vmreplica.v1 import cycle_pb2, location_pb2, replica_pb2
 from vmreplica.wire.call import REPLICA_ID, REQUEST_ID, TICKET
-from vmreplica.wire.cycle_messages import reply_from_message, request_to_message
+from vmreplica.wire.cycle_messages import reply_from_message, request_to_bytes
 from vmreplica.wire.replica_messages import (
     head_from_message,
     location_from_message,
@@ -194,7 +194,7 @@ class GrpcCycleStream:
         self._call.cancel()
 
     async def _write(self, value: CycleRequest) -> None:
-        raw = request_to_message(value).SerializeToString()
+        raw = request_to_bytes(value)
         try:
             await write_raw(self._call, raw)
         except grpc.aio.AioRpcError as error:

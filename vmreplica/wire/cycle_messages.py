@@ -227,6 +227,44 @@ def request_to_message(value: CycleRequest) -> cycle_pb2.ReplicateRequest:
             return cycle_pb2.ReplicateRequest(close=close_to_message(value))
 
 
+def request_to_bytes(value: CycleRequest) -> bytes:
+    """Any message of a sender as it travels; byte for byte what the message would serialize to.
+
+    A frame's payload is copied once: through a message inside a message it would be copied four
+    times, which costs more than its encryption.
+    """
+    if not isinstance(value, Frame) or not value.payload:
+        return request_to_message(value).SerializeToString()
+    before = cycle_pb2.ClusterFrame(
+        disk=value.disk,
+        indexes=value.indexes,
+        stored_bytes=value.stored_bytes,
+        digests=value.digests,
+    ).SerializeToString()
+    after = cycle_pb2.ClusterFrame(stored_digests=value.stored_digests).SerializeToString()
+    lead = _PAYLOAD_TAG + _varint(len(value.payload))
+    length = len(before) + len(lead) + len(value.payload) + len(after)
+    return b"".join((_CLUSTERS_TAG, _varint(length), before, lead, value.payload, after))
+
+
+def _tag(field_number: int) -> bytes:
+    """Of a field with a length in front (wire type 2)."""
+    return _varint(field_number << 3 | 2)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+_PAYLOAD_TAG = _tag(cycle_pb2.ClusterFrame.PAYLOAD_FIELD_NUMBER)
+_CLUSTERS_TAG = _tag(cycle_pb2.ReplicateRequest.CLUSTERS_FIELD_NUMBER)
+
+
 def request_from_message(message: cycle_pb2.ReplicateRequest) -> CycleRequest:
     """Any message of a sender, checked. :raises Problem: BAD_FIELD, FRAME_TOO_LARGE"""
     match message.WhichOneof("body"):
