@@ -25,6 +25,17 @@ class Piece(NamedTuple):
     data: Buffer
 
 
+class CloneRange(NamedTuple):
+    """``length`` bytes of a file at ``source`` that belong at ``target`` of another.
+
+    All three are multiples of 64 KiB.
+    """
+
+    source: int
+    target: int
+    length: int
+
+
 class OpenFile(Protocol):
     """One open file. Reading and writing name their offset; nothing is kept in between."""
 
@@ -34,6 +45,13 @@ class OpenFile(Protocol):
 
     async def pread(self, length: int, offset: int) -> bytes:
         """Up to ``length`` bytes; fewer at the end of the file only."""
+        ...
+
+    async def clone(self, source: OpenFile, ranges: Sequence[CloneRange]) -> bool:
+        """Share ``source``'s blocks; what is cloned is durable after ``fdatasync``, as writes are.
+
+        False: the file system refuses to; some ranges may have been cloned nevertheless.
+        """
         ...
 
     async def length(self) -> int:
@@ -117,6 +135,10 @@ class Files(Protocol):
 
     async def space(self, path: str) -> Space:
         """Room on the file system."""
+        ...
+
+    async def can_clone(self, path: str) -> bool:
+        """Whether files in this storage location can share blocks: tried, once a location."""
         ...
 
     async def offload(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

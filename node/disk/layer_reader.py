@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import zstandard
 
-from node.disk.files import Files, OpenFile
+from node.disk.files import CloneRange, Files, OpenFile
 from node.disk.layer_format import (
     RECORD_BYTES,
     TRAILER_BYTES,
@@ -115,13 +116,23 @@ class LayerReader:
         """Bytes of the file, not checked."""
         return await self._file.pread(length, offset)
 
-    async def damaged_clusters(self, *, plain: bool) -> tuple[int, ...]:
-        """Cluster indexes whose stored bytes (with ``plain``: or content) lost their digest."""
+    async def clone_into(self, target: OpenFile, ranges: Sequence[CloneRange]) -> bool:
+        """Let another file share blocks of this one; False: refused. :raises StorageFailed:"""
+        return await target.clone(self._file, ranges)
+
+    async def damaged_clusters(
+        self, *, plain: bool, rows: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
+        """Cluster indexes whose stored bytes (with ``plain``: or content) lost their digest.
+
+        :param rows: only these records (None: all).
+        """
         damaged: list[int] = []
-        order = np.argsort(entry_offsets(self.records["entry"].astype(np.uint64)), kind="stable")
+        wanted = np.arange(len(self.records)) if rows is None else np.array(rows, dtype=np.intp)
+        offsets = entry_offsets(self.records["entry"][wanted].astype(np.uint64))
         batch: list[int] = []
         size = 0
-        for row in order.tolist():
+        for row in wanted[np.argsort(offsets, kind="stable")].tolist():
             batch.append(row)
             size += int(self.records["stored"][row])
             if size >= _READ_BYTES or len(batch) >= 1_024:

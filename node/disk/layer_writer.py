@@ -91,7 +91,7 @@ def place_frame(frame: Frame, position: int) -> Placed:
 def finish_layer(
     records: Records, size_bytes: int, from_seq: int, to_seq: int, data_end: int
 ) -> tuple[list[Piece], int]:
-    """Everything a layer file still lacks when its clusters are in; and the file's length."""
+    """Everything a layer file still lacks when its clusters are in; and how many bytes that is."""
     tables = layer_tables(
         size_bytes,
         records["index"].astype(np.uint64),
@@ -112,7 +112,7 @@ def finish_layer(
     )
     tail = Piece(tables.counted_end, listed + trailer)
     pieces = [*tables.pieces, tail, Piece(0, tables.header)]
-    return pieces, tail.offset + len(tail.data)
+    return pieces, sum(len(piece.data) for piece in pieces)
 
 
 class DiskLayerWriter:
@@ -233,9 +233,9 @@ class DiskLayerWriter:
         try:
             asked = (records, disk.size_bytes, from_seq, to_seq, self._end)
             if len(records) <= SMALL_CLUSTERS:
-                pieces, length = finish_layer(*asked)
+                pieces, added = finish_layer(*asked)
             else:
-                pieces, length = await self._files.offload(finish_layer, *asked)
+                pieces, added = await self._files.offload(finish_layer, *asked)
             self._pending += pieces
             file = await self._write_out()
             await file.fdatasync()
@@ -257,7 +257,7 @@ class DiskLayerWriter:
             from_seq=from_seq,
             to_seq=to_seq,
             size_bytes=disk.size_bytes,
-            bytes=length,
+            bytes=int(records["stored"].sum(dtype=np.int64)) + added,
         )
         return SealedLayer(layer, len(records))
 

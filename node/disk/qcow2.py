@@ -1,7 +1,7 @@
 """The qcow2 format (version 3, 64 KiB clusters) as far as layers and overlays need it.
 
-Pure formatting: bytes in, bytes out. Layers are written data first and tables last; unused parts
-of L2 tables stay holes, so a layer with few clusters of a large disk stays small.
+Pure formatting: bytes in, bytes out. Layers are written data first and tables last; unused pages
+of tables stay holes, so a layer with few clusters of a large disk stays small.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def layer_tables(size_bytes: int, indexes: Array, entries: Array, data_end: int)
     blocks, table_clusters = _refcount_room(position // CLUSTER_BYTES)
     total = position // CLUSTER_BYTES + blocks + table_clusters
     counts = _refcounts(entries, total, data_end)
-    pieces.append(Piece(position, counts.astype(">u2").tobytes()))
+    pieces += _full_pages(position, counts.astype(">u2").tobytes())
     table_offset = position + blocks * CLUSTER_BYTES
     offsets = position + np.arange(blocks, dtype=np.uint64) * CLUSTER_BYTES
     pieces.append(Piece(table_offset, offsets.astype(">u8").tobytes()))
@@ -156,14 +156,19 @@ def _l2_tables(indexes: Array, entries: Array, offset: int) -> Iterator[tuple[in
     for number, start, end in zip(used.tolist(), starts.tolist(), ends.tolist(), strict=True):
         table = np.zeros(L2_ENTRIES, dtype=">u8")
         table[indexes[start:end] % L2_ENTRIES] = entries[start:end]
-        pages = table.reshape(-1, _PAGE_BYTES // 8)
-        full = np.flatnonzero(pages.any(axis=1))
-        pieces = []
-        for run in np.split(full, np.flatnonzero(np.diff(full) > 1) + 1):
-            first, last = int(run[0]), int(run[-1])
-            pieces.append(Piece(offset + first * _PAGE_BYTES, pages[first : last + 1].tobytes()))
-        yield number, pieces
+        yield number, _full_pages(offset, table.tobytes())
         offset += CLUSTER_BYTES
+
+
+def _full_pages(offset: int, table: bytes) -> list[Piece]:
+    """The pages of a table (whole clusters) that are not all zeros; neighbours in one piece."""
+    pages = np.frombuffer(table, dtype=np.uint64).reshape(-1, _PAGE_BYTES // 8)
+    full = np.flatnonzero(pages.any(axis=1))
+    pieces = []
+    for run in np.split(full, np.flatnonzero(np.diff(full) > 1) + 1):
+        first, last = int(run[0]), int(run[-1])
+        pieces.append(Piece(offset + first * _PAGE_BYTES, pages[first : last + 1].tobytes()))
+    return pieces
 
 
 def _refcount_room(clusters: int) -> tuple[int, int]:

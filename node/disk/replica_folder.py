@@ -28,9 +28,6 @@ from vmreplica.ports.replica_store import PartKey, StorageFailed
 
 Json = dict[str, Any]
 
-MERGE_SPARE_BYTES = 64 << 20
-"""What a merge leaves free besides its own need."""
-
 _LOWER_CACHE = {"l2-cache-size": 1 << 20, "refcount-cache-size": 1 << 18}
 """Caches of all but the top image: a chain of 64 must not hold 64 times the default."""
 
@@ -158,12 +155,6 @@ class DiskReplicaFolder:
             whatever became of it in later cycles.
         :param bottom: nothing lies below ``layers``: sizes then need not hide anything.
         """
-        needed = sum(layer.bytes for layer in layers) + MERGE_SPARE_BYTES
-        space = await self._files.space(self._path)
-        if space.free_bytes < needed:
-            # Cycles need the room more; a merge can wait.
-            message = f"{self._path}: a merge needs {needed} bytes, {space.free_bytes} are free"
-            raise StorageFailed(message, no_space=True)
         names = FileNames(self._randomness, epoch)
         first, last = layers[0], layers[-1]
         request = MergeRequest(

@@ -34,6 +34,11 @@ class DiskReplicaStore:
         self._randomness = randomness
         self._merger = merger or InlineMerger(files)
         self._verify_before_ack = verify_before_ack
+        self._clones: dict[str, bool] = {}
+
+    def clones(self, location: str) -> bool:
+        """Whether files share blocks at this location; known once a directory there is open."""
+        return self._clones.get(location.rstrip("/"), False)
 
     async def open_folder(self, folder_path: str, *, create: bool) -> DiskReplicaFolder:
         """One replica's directory; see the port.
@@ -41,13 +46,16 @@ class DiskReplicaStore:
         :raises FolderMissing: not there, and ``create`` is false.
         """
         path = self._inside(folder_path)
+        location = path.rpartition("/")[0]
+        if location not in self._clones:
+            self._clones[location] = await self._files.can_clone(location)
         folder = DiskReplicaFolder(
             self._files, path, self._randomness, self._merger, self._verify_before_ack
         )
         if create:
             await self._files.make_directory(path)
             await folder.prepare()
-            await self._files.sync_directory(path.rpartition("/")[0])
+            await self._files.sync_directory(location)
         else:
             try:
                 await self._files.list_directory(path)

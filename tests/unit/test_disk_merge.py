@@ -38,16 +38,16 @@ from vmreplica.testing.seeded_randomness import SeededRandomness
 # ---- merging ----
 
 
-@given(st.integers(0, 1 << 32), st.booleans())
-@settings(max_examples=40, deadline=None)
-def test_merging_keeps_every_byte(seed: int, resize: bool) -> None:
-    asyncio.run(merge_history(seed, resize))
+@given(st.integers(0, 1 << 32), st.booleans(), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_merging_keeps_every_byte(seed: int, resize: bool, clones: bool) -> None:
+    asyncio.run(merge_history(seed, resize, clones))
 
 
-async def merge_history(seed: int, resize: bool) -> None:
+async def merge_history(seed: int, resize: bool, clones: bool) -> None:
     r = random.Random(seed)
     size = r.randrange(1, 24 * 128) * 512
-    folder = await memory_folder()
+    folder = await memory_folder(MemoryDisk(clones=clones))
     content = bytearray(size)
     layers: list[Layer] = []
     known: set[int] = set()

@@ -4,7 +4,9 @@ A chain is the base and what came after it. While a chain is short nothing is me
 become too long, the newest layers between two kept points merge: so many of them that the bytes
 written per file removed are few, and longer merges are worth more, because what they make is not
 touched again for long. When the layers above the base that no point keeps apart hold more than a
-quarter of it, all of them and the base become a new base.
+share of it, all of them and the base become a new base. Where files share blocks that writes only
+tables, and the share is a quarter; where clusters are copied it is a half: with a quarter, disks
+that only grow wrote close to ten times what they received.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from vmreplica.core.manifest import Layer, Manifest, RecoveryPoint
 from vmreplica.core.retention import chain_limit
 
 BASE_SHARE = 0.25
-"""Above that share of the base, the layers on it become a new base generation."""
+"""Above that share of the base, the layers on it become a new base where files share blocks."""
+
+COPIED_BASE_SHARE = 0.5
+"""The same where clusters are copied."""
 
 ROOM_FILES = 4
 """Files below the limit at which merging begins: cycles go on arriving meanwhile."""
@@ -44,14 +49,18 @@ class MergePlan:
         return self.layers[-1].size_bytes
 
 
-def plan_merge(manifest: Manifest) -> MergePlan | None:
-    """The next merge that is due, of the disk with the longest chain; None = none is."""
+def plan_merge(manifest: Manifest, *, reflink: bool = False) -> MergePlan | None:
+    """The next merge that is due, of the disk with the longest chain; None = none is.
+
+    :param reflink: files share blocks where the replica lies.
+    """
+    share = BASE_SHARE if reflink else COPIED_BASE_SHARE
     begin = chain_limit(len(manifest.points)) - ROOM_FILES
     disks = [(d.target, units(layers_of(manifest, d.target))) for d in manifest.disks]
     for target, chain in sorted(disks, key=lambda x: len(x[1]), reverse=True):
         if len(chain) <= begin:
             return None
-        plan = _plan(target, chain, sorted(point.seq for point in manifest.points))
+        plan = _plan(target, chain, sorted(point.seq for point in manifest.points), share)
         if plan is not None:
             return plan
     return None
@@ -87,11 +96,13 @@ def _point_with(
     return replace(point, chain=tuple(chain))
 
 
-def _plan(target: str, chain: Sequence[Unit], points: Sequence[int]) -> MergePlan | None:
+def _plan(
+    target: str, chain: Sequence[Unit], points: Sequence[int], share: float
+) -> MergePlan | None:
     groups = list(_groups(chain, points))
     bottom = groups[0]
     above = sum(_bytes(unit) for unit in bottom[1:])
-    if above > BASE_SHARE * _bytes(bottom[0]):
+    if above > share * _bytes(bottom[0]):
         return MergePlan(target, _flat(bottom), bottom=True)
     best: tuple[float, list[Unit]] | None = None
     for group in (bottom[1:], *groups[1:]):

@@ -75,7 +75,7 @@ class Draft:
 class Layer:
     """One immutable qcow2 file: what cycles ``from_seq``..``to_seq`` changed on one disk.
 
-    ``size_bytes`` is the disk's size, ``bytes`` the file's length.
+    ``size_bytes`` is the disk's size, ``bytes`` what was put into the file: its holes not counted.
     """
 
     file: str

@@ -146,9 +146,11 @@ class FakeFolder:
         del resume
         return FakeLayerWriter(self._storage, self._directory, key)
 
-    async def resumable_frames(self, cycle_id: bytes, epoch: int, disks: Sequence[Disk]) -> int:
+    async def resumable_frames(
+        self, cycle_id: bytes, epoch: int, disks: Sequence[Disk], first: int = 0
+    ) -> int:
         """Parts do not survive here."""
-        del cycle_id, epoch, disks
+        del cycle_id, epoch, disks, first
         return 0
 
     async def write_small(self, kind: str, seq: int, epoch: int, data: bytes) -> FileDigest:
@@ -165,8 +167,18 @@ class FakeFolder:
             raise StorageFailed(f"{file.file} is damaged or missing")
         return data
 
-    async def merge(self, layers: Sequence[Layer], size_bytes: int, epoch: int) -> Layer:
+    async def verify_layer(self, layer: Layer, *, plain: bool = True) -> tuple[int, ...]:
+        """What is here is whole: only a missing layer is found."""
+        del plain
+        if layer.file not in self._directory.layers:
+            raise StorageFailed(f"{layer.file} is missing")
+        return ()
+
+    async def merge(
+        self, layers: Sequence[Layer], size_bytes: int, epoch: int, *, bottom: bool = False
+    ) -> Layer:
         """The newest cluster wins."""
+        del bottom
         await self._storage.step("merge")
         merged: dict[int, tuple[bytes, bytes]] = {}
         for layer in layers:

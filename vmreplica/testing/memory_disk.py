@@ -126,6 +126,7 @@ class MemoryDisk:
     :param pick: chooses among that many admissible listings, 0 = the newest.
     :param shared_cache: hosts share one page cache, as namespaces of one machine do: nothing is
         lost when one of them dies.
+    :param clones: files can share blocks.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class MemoryDisk:
         pick: Callable[[int], int] = lambda _: 0,
         shared_cache: bool = False,
         total_bytes: int = 1 << 50,
+        clones: bool = False,
     ) -> None:
         self.root = Directory()
         self.now_ms = now_ms
@@ -143,6 +145,7 @@ class MemoryDisk:
         self.pick = pick
         self.shared_cache = shared_cache
         self.total_bytes = total_bytes
+        self.clones = clones
         self.delayed: list[Callable[[], None]] = []
 
     # ---- what happens to the machines ----

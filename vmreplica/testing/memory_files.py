@@ -15,6 +15,8 @@ from typing import ParamSpec, TypeVar
 from vmreplica.ports.replica_store import Space, StorageFailed
 from vmreplica.testing.memory_disk import Directory, Inode, MemoryDisk, SparseBytes
 
+_CLONE_UNIT_BYTES = 64 << 10
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -233,6 +235,11 @@ class MemoryFiles:
         await self.step("statvfs", path)
         return Space(self.disk.total_bytes, self.disk.total_bytes // 2)
 
+    async def can_clone(self, path: str) -> bool:
+        """As the disk was made."""
+        del path
+        return self.disk.clones
+
     async def offload(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """At once: simulations have no threads."""
         return work(*args, **kwargs)
@@ -279,7 +286,21 @@ class MemoryFile:
     async def pread(self, length: int, offset: int) -> bytes:
         """As this host sees it."""
         await self._files.step("read", self._path)
-        return self._inode.seen_by(self.host).read(length, offset)
+        return self.content().read(length, offset)
+
+    async def clone(self, source: object, ranges: Sequence[tuple[int, int, int]]) -> bool:
+        """A copy: it differs from a write only in what a real disk would count."""
+        await self._files.step("clone", self._path)
+        self._check_writable()
+        if not self._files.disk.clones:
+            return False
+        assert isinstance(source, MemoryFile)
+        for start, target, length in ranges:
+            data = source.content().read(length, start)
+            if any(x % _CLONE_UNIT_BYTES for x in (start, target, length)) or len(data) != length:
+                return False
+            self._dirty_content().write(target, data)
+        return True
 
     async def length(self) -> int:
         """As this host sees it."""
@@ -310,6 +331,10 @@ class MemoryFile:
         """What was written reaches the server (not its disk): close-to-open."""
         self._inode.settle(self.host, durable=False)
         self._inode.locks = [lock for lock in self._inode.locks if lock[0] is not self]
+
+    def content(self) -> SparseBytes:
+        """As this host sees it."""
+        return self._inode.seen_by(self.host)
 
     def _check_writable(self) -> None:
         if not self._writable:
