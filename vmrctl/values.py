@@ -51,6 +51,21 @@ def time_ms(text: str) -> int:
     return round((moment - datetime.fromtimestamp(0, UTC)).total_seconds() * 1000)
 
 
+def since_ms(text: str) -> int:
+    """An RFC 3339 time, or a duration back from now, as milliseconds since 1970 UTC."""
+    try:
+        ago_ms = duration_ms(text)
+    except ValueError:
+        try:
+            return time_ms(text)
+        except ValueError as error:
+            raise ValueError(f"{error} Or write how long ago: 30m, 1h.") from error
+    # Imported late: asyncio comes with it, and most commands have no use for that.
+    from vmreplica.adapters.system_clock import SystemClock
+
+    return max(SystemClock().wall_ms() - ago_ms, 1)
+
+
 class Duration(click.ParamType[int]):
     """A duration; the value is milliseconds."""
 
@@ -81,6 +96,16 @@ class Time(click.ParamType[int]):
         return _converted(self, time_ms, value, param, ctx)
 
 
+class Since(click.ParamType[int]):
+    """A time, or how long ago; the value is milliseconds since 1970 UTC."""
+
+    name = "since"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Text to milliseconds, or a usage error."""
+        return _converted(self, since_ms, value, param, ctx)
+
+
 def _converted(
     kind: click.ParamType[int],
     parse: Any,
@@ -99,6 +124,7 @@ def _converted(
 DURATION = Duration()
 RATE = Rate()
 TIME = Time()
+SINCE = Since()
 
 
 def shown_bytes(value: int | float) -> str:

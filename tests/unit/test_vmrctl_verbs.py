@@ -463,6 +463,16 @@ def test_events_are_filtered_and_followed(vmrctl: Vmrctl) -> None:
     ]
 
 
+def test_events_since_a_time_or_how_long_ago(vmrctl: Vmrctl) -> None:
+    vmrctl("events", "--since", "2026-11-23T04:00:00Z")
+    vmrctl("events", "--since", "1h")
+    vmrctl("events", "--since", "1h30m")
+    at, hour, longer = (r.since.ToMilliseconds() for r in vmrctl.side.requests("watch_events"))
+    assert at == 1_795_406_400_000
+    # The two were asked within a minute of each other, half an hour further back.
+    assert 29 * 60_000 < hour - longer <= 30 * 60_000
+
+
 def test_node_show_names_what_there_is(vmrctl: Vmrctl) -> None:
     result = vmrctl("node", "show", "r9", "-o", "json")
     assert (result.code, result.problem["reason"]) == (3, "UNKNOWN_NODE")

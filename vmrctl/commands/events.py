@@ -15,7 +15,7 @@ from vmrctl.completion import complete_replications
 from vmrctl.errors import Failure
 from vmrctl.output import Column
 from vmrctl.session import Session
-from vmrctl.values import TIME
+from vmrctl.values import SINCE
 from vmrctl.verbs import Verb, with_session
 from vmrctl.views import view_of
 from vmreplica.v1 import event_pb2 as wire
@@ -114,6 +114,7 @@ command = Verb(
     help=show_events.__doc__,
     examples=(
         "vmrctl events --since 2026-11-23T04:00:00Z",
+        "vmrctl events --since 1h",
         "vmrctl events --follow --vm guest1",
         "vmrctl events --name 'cycle.*' -o json",
     ),
@@ -126,7 +127,12 @@ command = Verb(
             shell_complete=complete_replications,
             help="Only events of this VM.",
         ),
-        click.Option(["--since", "since_ms"], type=TIME, metavar="RFC3339", help="From then on."),
+        click.Option(
+            ["--since", "since_ms"],
+            type=SINCE,
+            metavar="RFC3339|DURATION",
+            help="From then on: a time, or how long ago.",
+        ),
         click.Option(["--name", "name_glob"], default="", metavar="GLOB", help="Such as node.*"),
     ],
 )
