@@ -52,6 +52,7 @@ missing_packages() {
 # What the installed program was made from: the sources and this script.
 fingerprint() {
   (cd "$SOURCE" && { echo "extra $EXTRA"; find vmreplica broker node vmrctl pyproject.toml tools/install.sh \
+      tools/constraints.txt \
       -type f -not -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum; } | sha256sum | cut -d' ' -f1)
 }
 
@@ -92,7 +93,7 @@ install_program() {
   # Built from a copy, so that nothing is left in the checkout.
   local copy; copy=$(mktemp -d)
   cp -r "$SOURCE"/{vmreplica,broker,node,vmrctl,pyproject.toml,README.md} "$copy"
-  "$PROGRAM/bin/pip" install -q --disable-pip-version-check --upgrade-strategy only-if-needed "$copy$EXTRA"
+  "$PROGRAM/bin/pip" install -q --disable-pip-version-check -c "$SOURCE/tools/constraints.txt" "$copy$EXTRA"
   # The same version again is "satisfied" for pip: the program itself is always replaced.
   "$PROGRAM/bin/pip" install -q --disable-pip-version-check --force-reinstall --no-deps "$copy"
   rm -rf "$copy"
