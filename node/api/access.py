@@ -18,6 +18,8 @@ READERS = (
     RoleKind.NODE,
 )
 
+_SEE_ALL = tuple(kind for kind in READERS if kind is not RoleKind.OPERATOR)
+
 
 class NodeAccess:
     """Roles by certificate, senders by trust group."""
@@ -49,9 +51,21 @@ class NodeAccess:
             record = records.cached_record(replica_id)
         if record is None:
             raise unknown_replica(replica_id)
-        if not call.identity.has_role(self.cluster, *READERS):
-            self.role.access.check(call.identity.dns_names, record)
+        if not call.identity.has_role(self.cluster, *_SEE_ALL):
+            self._check_group(call, record)
         return record
+
+    def _check_group(self, call: Call, record: ReplicaRecord) -> None:
+        """An operator sees its own trust groups, a sender its own replicas."""
+        groups = {
+            role.group
+            for role in call.identity.roles
+            if role.cluster == self.cluster and role.kind is RoleKind.OPERATOR
+        }
+        if not groups:
+            self.role.access.check(call.identity.dns_names, record)
+        elif record.trust_group not in groups:
+            raise unknown_replica(record.replica_id)
 
     async def owned(self, call: Call, replica_id: str) -> ReplicaActor:
         """The task of an owned replica that this caller may see.

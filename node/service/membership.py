@@ -114,10 +114,14 @@ class Membership:
     async def _live(self) -> None:
         incarnation = self._randomness.token(8).hex()
         updating = asyncio.ensure_future(self._keep_record(incarnation))
+        keeping = asyncio.ensure_future(self._lease.run())
         try:
-            await self._lease.run()
+            await asyncio.wait({updating, keeping}, return_when=asyncio.FIRST_COMPLETED)
+            if updating.done():
+                updating.result()  # a bug: a record that is never renewed must not pass unseen
+            await keeping
         finally:
-            await cancelled(updating)
+            await cancelled(updating, keeping)
             self._set(incarnation="")
         if not self._stopping:
             _log.warning("the lease is gone; incarnation %s ends", incarnation)

@@ -367,20 +367,32 @@ class ReplicaActor:
 
     async def tidy(self, session: Session) -> None:
         """Job: fallen pins and finished runs leave the manifest, unnamed files the directory."""
-        living = frozenset(
-            kv.key.rpartition("/")[2] for kv in self.parts.cache.items(self.parts.keys.nodes)
-        )
-        over = {
-            pin.operation_id
-            for pin in session.manifest.pins
-            if ownership.pin_is_over(self.record, pin.operation_id, pin.incarnation, living)
-        }
+        over = self._fallen(session)
+        if over:
+            # The cached record may be older than the pin, and what is removed is gone for good.
+            try:
+                await self.records.refresh(self.replica_id)
+            except StoreUnavailable as failed:
+                _log.info("replica %s: pins stay for now: %s", self.replica_id, failed)
+                return
+            self.record = self.records.cached_record(self.replica_id) or self.record
+            over = self._fallen(session)
         for operation_id in sorted(over):
             await self.commit(session, without_operation(session.manifest, operation_id))
             self.check_deadline()
             await session.folder.remove_overlays(operation_id)
         self.check_deadline()
         await session.folder.remove_unnamed(session.manifest, session.epoch)
+
+    def _fallen(self, session: Session) -> set[str]:
+        living = frozenset(
+            kv.key.rpartition("/")[2] for kv in self.parts.cache.items(self.parts.keys.nodes)
+        )
+        return {
+            pin.operation_id
+            for pin in session.manifest.pins
+            if ownership.pin_is_over(self.record, pin.operation_id, pin.incarnation, living)
+        }
 
     async def erase(self, session: Session) -> None:
         """Job: commit the tombstone, then remove the directory's content."""

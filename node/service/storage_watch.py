@@ -29,7 +29,7 @@ class StorageLocation:
 
 
 class StorageWatch:
-    """Measures for the node record. A location that hangs never holds the node up.
+    """Measures for the node record. A location or a hypervisor that hangs never holds it up.
 
     :param probe_ages_ms: age of the last answered probe of each location (the guard's).
     :param memory_free_bytes: what the host could still give to VMs.
@@ -52,6 +52,8 @@ class StorageWatch:
         self._memory_free_bytes = memory_free_bytes
         self._known: dict[str, StorageRecord] = {}
         self._measuring: dict[str, asyncio.Task[None]] = {}
+        self._counting: asyncio.Task[None] | None = None
+        self._running_vms = 0
         self.stalled = False
 
     def stalled_now(self) -> bool:
@@ -66,13 +68,16 @@ class StorageWatch:
             if task is None or task.done():
                 task = asyncio.ensure_future(self._measure(location))
                 self._measuring[location.path] = task
+        if self._counting is None or self._counting.done():
+            self._counting = asyncio.ensure_future(self._count_vms())
         timer = asyncio.ensure_future(self._clock.sleep(_WATCH_MS))
-        await _first_of(timer, asyncio.ensure_future(_all(self._measuring.values())))
+        measuring = _all((*self._measuring.values(), self._counting))
+        await _first_of(timer, asyncio.ensure_future(measuring))
         self.stalled = self.stalled_now()
         return NodeFacts(
             storage=tuple(self._known[x.path] for x in self._locations if x.path in self._known),
             stalled=self.stalled,
-            running_vms=await self._running_vms(),
+            running_vms=self._running_vms,
             memory_free_bytes=self._memory_free_bytes(),
         )
 
@@ -89,12 +94,11 @@ class StorageWatch:
             free_bytes=_rounded(space.free_bytes),
         )
 
-    async def _running_vms(self) -> int:
+    async def _count_vms(self) -> None:
         try:
-            return sum(vm.running for vm in await self._host.list_vms())
+            self._running_vms = sum(vm.running for vm in await self._host.list_vms())
         except Problem as problem:
             _log.info("VMs not counted: %s", problem)
-            return 0
 
     async def run(self, changed: Callable[[], None]) -> None:
         """Call ``changed`` as soon as a location stalls or answers again."""

@@ -18,7 +18,7 @@ import zstandard
 from node.service.keeper import Keeper
 from node.service.replica_actor import ReplicaActor, Session
 from node.service.replica_parts import ReplicaParts
-from node.service.replica_wait import cancelled
+from node.service.replica_wait import cancelled, to_the_end
 from vmreplica.coordination.operations import Operations, RunningOperation
 from vmreplica.core.manifest import FileDigest, Pin, Run
 from vmreplica.core.problems import Problem, Reason
@@ -254,16 +254,19 @@ class TestFailovers:
     ) -> None:
         record = actor.record
         actor.check_deadline()
-        await self._host.start_test_vm(
-            prepared.definition_xml,
-            domain_name=record.test_failover.domain_name,
-            replica_id=record.replica_id,
-            vm_uuid=self._parts.randomness.uuid(),
-            disks=prepared.disks,
-            networks=networks,
-            nvram=prepared.nvram,
-            tpm_state=prepared.tpm_state,
-            console_log=f"{self._console_directory}/{record.replica_id}.log",
+        # A stop in the middle must find the VM that the hypervisor makes meanwhile.
+        await to_the_end(
+            self._host.start_test_vm(
+                prepared.definition_xml,
+                domain_name=record.test_failover.domain_name,
+                replica_id=record.replica_id,
+                vm_uuid=self._parts.randomness.uuid(),
+                disks=prepared.disks,
+                networks=networks,
+                nvram=prepared.nvram,
+                tpm_state=prepared.tpm_state,
+                console_log=f"{self._console_directory}/{record.replica_id}.log",
+            )
         )
 
     async def _end(self, record: ReplicaRecord, result: str) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from node.api.access import NodeAccess
 from node.service.replica_parts import KeeperLimits
+from node.service.storage_watch import StorageLocation, StorageWatch
 from tests.support.primary_world import PrimaryWorld
 from tests.support.primary_world import in_world as in_primary_world
 from tests.unit.replica_world import (
     KEYS,
     REPLICA,
+    XML,
     Line,
     World,
     cluster,
@@ -22,6 +26,7 @@ from tests.unit.replica_world import (
     send_cycle,
 )
 from tests.unit.test_keeper import in_world
+from vmreplica.coordination.lease_keeper import LeaseKeeper
 from vmreplica.core.cycle import (
     CLUSTER_BYTES,
     EMPTY_DIGEST,
@@ -33,12 +38,23 @@ from vmreplica.core.cycle import (
     cycle_digest,
     digest,
 )
+from vmreplica.core.domain_xml import replica_xml
+from vmreplica.core.identity import Identity, Role, RoleKind
+from vmreplica.core.lease_timing import NODE_LEASE
 from vmreplica.core.problems import Problem, Reason
 from vmreplica.core.receiving import CycleTally
 from vmreplica.core.records import OwnerRecord, render
 from vmreplica.core.replica_state import ReplicaPhase
 from vmreplica.ports.cluster_store import Put
 from vmreplica.ports.replica_store import ReplicaFolder, ReplicaStore, Space
+from vmreplica.ports.vm_host import Vm
+from vmreplica.testing.fake_clock import FakeClock
+from vmreplica.testing.fake_cluster_store import FakeClusterStore
+from vmreplica.testing.fake_replica_store import FakeReplicaStore, FakeStorage
+from vmreplica.testing.fake_store_server import FakeStoreServer
+from vmreplica.testing.fake_vm_host import FakeVmHost
+from vmreplica.testing.sim_loop import SimLoop, run
+from vmreplica.wire.call import Call
 
 OTHER = "33333333-3333-3333-3333-333333333333"
 FULL = [raw_frame(0, {i: cluster(f"a{i}") for i in range(8)})]
@@ -257,3 +273,142 @@ def test_clusters_in_any_order_are_sorted_in_bites() -> None:
     assert sum(1 for _ in sent.sort_steps()) == 0
     expected = cycle_digest(bytes(16), 1, [disk], [plain])
     assert sent.digest(bytes(16), 1) == known.digest(bytes(16), 1) == expected
+
+
+def test_a_keepalive_answered_after_the_release_gives_nobody_a_deadline() -> None:
+    async def main(_: SimLoop) -> None:
+        server = FakeStoreServer(1)
+        store, clock = SlowKeepalives(server, "h"), FakeClock()
+        keeper = LeaseKeeper.with_timing(store, clock, NODE_LEASE)
+        await keeper.acquire()
+        running = asyncio.ensure_future(keeper.run())
+        await store.asked.wait()
+        await keeper.release()
+        store.answer.set()
+        await running
+        assert not keeper.may_act()
+        server.close()
+
+    run(main, 1)
+
+
+class SlowKeepalives(FakeClusterStore):
+    """The answer of a keepalive is under way until the test lets it arrive."""
+
+    def __init__(self, server: FakeStoreServer, host: str) -> None:
+        super().__init__(server, host)
+        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+
+    async def keepalive(self, lease_id: int, timeout_ms: int) -> int:
+        ttl_ms = await super().keepalive(lease_id, timeout_ms)
+        self.asked.set()
+        await self.answer.wait()
+        return ttl_ms
+
+
+class HungHost(FakeVmHost):
+    """libvirtd does not answer."""
+
+    async def list_vms(self) -> tuple[Vm, ...]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def test_a_hung_hypervisor_hides_no_stalled_storage() -> None:
+    async def main(_: SimLoop) -> None:
+        watch = StorageWatch(
+            FakeReplicaStore(FakeStorage()),
+            FakeClock(),
+            HungHost(),
+            [StorageLocation("/store", True)],
+            lambda: {"/store": 9_000},
+        )
+        facts = await asyncio.wait_for(watch.facts(), 5)
+        assert facts.stalled
+
+    run(main, 1)
+
+
+def test_a_firmware_entry_reads_no_file_of_the_replicas_host() -> None:
+    """QEMU would show the guest any file, another tenant's layers too."""
+    sysinfo = "<sysinfo type='fwcfg'><entry name='opt/x' file='store/other/layers/vda'/></sysinfo>"
+    sent = XML.decode().replace("</domain>", f"{sysinfo}</domain>")
+    built = replica_xml(
+        sent, name="n", uuid="u", replica_id="r", targets=("vda", "vdb"), folder="/store/f"
+    )
+    assert "opt/x" in built
+    assert "store/other" not in built
+
+
+def test_an_operator_of_another_trust_group_sees_nothing_at_the_node() -> None:
+    def caller(group: str) -> Call:
+        role = Role(KEYS.cluster, RoleKind.OPERATOR, "o", group)
+        return Call(identity=Identity(dns_names=(), roles=(role,)))
+
+    async def story(world: World) -> None:
+        node = await world.start("r1")
+        record = await world.create(node)
+        await send_cycle(node, make_cycle(1, b"", FULL))
+        access = NodeAccess(node.role, KEYS.cluster)
+        assert (await access.owned(caller(record.trust_group), REPLICA)).replica_id == REPLICA
+        with pytest.raises(Problem) as caught:
+            await access.owned(caller("DEFAULT/p9.example.org"), REPLICA)
+        assert caught.value.reason is Reason.UNKNOWN_REPLICA
+
+    in_world(story)
+
+
+class SlowStart(FakeVmHost):
+    """The hypervisor works in a thread: a caller that is cancelled does not stop it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = asyncio.Event()
+
+    async def start_test_vm(self, *args: Any, **kwargs: Any) -> None:
+        async def work() -> None:
+            await asyncio.sleep(2)
+            await FakeVmHost.start_test_vm(self, *args, **kwargs)
+
+        self.begun.set()
+        await asyncio.shield(asyncio.ensure_future(work()))
+
+
+def test_a_test_that_is_stopped_while_it_starts_leaves_no_vm() -> None:
+    async def story(world: World) -> None:
+        node = await world.start("r1")
+        await world.create(node)
+        await send_cycle(node, make_cycle(1, b"", FULL))
+        slow = node.role.tests._host = SlowStart()
+        await node.role.tests.start(REPLICA, "", {})
+        await slow.begun.wait()
+        assert await node.role.tests.stop(REPLICA)
+        await asyncio.sleep(20)
+        assert not await slow.test_vm_running(REPLICA)
+        record = await world.record()
+        assert record is not None and not record.test_failover.running
+
+    in_world(story)
+
+
+def test_a_pin_falls_only_by_what_the_store_says_now() -> None:
+    """A new owner's copy of the record may be older than the test that the pin belongs to."""
+
+    async def story(world: World) -> None:
+        first, second = await world.start("r1"), await world.start("r2")
+        before = await world.create(first)
+        await send_cycle(first, make_cycle(1, b"", FULL))
+        await first.role.tests.start(REPLICA, "", {})
+        await asyncio.sleep(2)
+        await first.kill()  # cut off, for all that is known: its test VM may run on
+        await asyncio.sleep(10)
+        await world.give(second)
+        await asyncio.sleep(5)
+        actor = second.role.keeper.find(REPLICA)
+        assert actor is not None and actor.session is not None
+        assert len(actor.session.manifest.pins) == 1
+        actor.update(before)
+        await actor.submit(actor.session, actor.tidy)
+        assert len(actor.session.manifest.pins) == 1
+
+    in_world(story)

@@ -112,6 +112,8 @@ class LeaseKeeper:
             return
 
     def _answered(self, sent_ms: int, ttl_ms: int) -> None:
+        if self.gone:
+            return  # Given back while this keepalive was under way: nobody may act by it.
         self.ttl_ms = ttl_ms
         self._answered_sent_ms = sent_ms
         deadline = deadline_ms(sent_ms, ttl_ms, self._margin_ms)

@@ -353,7 +353,7 @@ def _strip(element: ET.Element) -> None:
 
 
 def _plain_attributes(element: ET.Element) -> dict[str, str]:
-    return {k: v for k, v in element.attrib.items() if not v.startswith(("/", "{"))}
+    return {k: v for k, v in element.attrib.items() if k != "file" and not v.startswith(("/", "{"))}
 
 
 def _disks_of(root: ET.Element, targets: Sequence[str]) -> list[ET.Element]:
