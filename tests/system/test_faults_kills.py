@@ -85,7 +85,7 @@ class Story:
     def compare(self, seq: int) -> None:
         compare(self.room, self.client.replica_id, self.model, seq)
 
-    def survive(self, dead: str) -> bool:
+    def survive(self, dead: str, *, start: bool = True) -> bool:
         """What the next owner holds before anything is sent again, and after it.
 
         :returns: whether the cycle under way had been committed by the dead one.
@@ -101,7 +101,8 @@ class Story:
             ended = self.client.ask("resume")
             assert ended["duplicate"] == committed
         self.acknowledged(ended)
-        self.start(dead)
+        if start:
+            self.start(dead)
         self.compare(self.acked)
         return committed
 
@@ -186,6 +187,44 @@ def test_killed_at_a_call_of_the_commit(
         held.release()  # only a dead process is let go: the call never happens
     killing.join()
     assert story.survive(owner) == committed
+
+
+@pytest.mark.parametrize("call", ["", "linkat"], ids=["anywhere", "before the manifest's link"])
+def test_an_owner_that_stood_still_changes_nothing_when_it_goes_on(
+    story: Story, owner: str, tmp_path: Path, call: str
+) -> None:
+    """The clocks of a frozen host's processes go on; what they were about to do is still undone."""
+    daemons = story.room.daemons(owner)
+    pid = daemons.pid("node")
+    assert pid is not None
+    story.quiet()
+    held = Held(pid, call, tmp_path / "strace.log") if call else None
+    try:
+        story.begin(stop=True, pause_ms=20)
+        if held is None:
+            story.client.until("frame", 1)
+        else:
+            print(held.wait())
+        story.room.lab.control_named(owner).pause()
+        assert story.survive(owner, start=False) is False
+        story.room.lab.control_named(owner).resume()
+    finally:
+        if held is not None:
+            held.release()
+    # Stopped by its own guard, or here again without the replica.
+    eventually(lambda: daemons.pid("node") != pid or _ready(story, owner), "it knows", 30)
+    daemons.start("node")
+    daemons.wait_ready("node")
+    epoch = story.epoch
+    story.begin()
+    story.acknowledged(story.client.finish())
+    assert story.epoch == epoch
+    story.compare(story.acked)
+
+
+def _ready(story: Story, node: str) -> bool:
+    nodes = story.room.ask_patiently("replica", "node", "list")["items"]
+    return any(n["state"] == "Ready" for n in nodes if n["name"] == node)
 
 
 def test_every_point_that_is_kept_reads_back(story: Story) -> None:
