@@ -5,8 +5,9 @@ real hosts, since the hosts of a lab are namespaces of this machine:
 - There is no systemd: ``systemctl enable --now`` is replaced by the unit's own ExecStartPre and
   ExecStart, with the unit's environment.
 - There is no ssh: ``scp`` is replaced by a copy into the other host's files.
-- The program is installed once, below a directory, and that is mounted at /opt and /usr/local/bin of
-  each host; tools/install.sh then runs in the host as written and finds it current.
+- The program is installed once, below a directory, from a copy of the checkout. The directory is
+  mounted at /opt and /usr/local/bin of each host; tools/install.sh then runs in the host as written,
+  in that copy, and finds the program current.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -71,8 +73,9 @@ def unit_commands(unit: str) -> tuple[dict[str, str], list[list[str]]]:
 class Hosts:
     """Two lab hosts that know each other by the names of the page."""
 
-    def __init__(self, directory: Path, program: Path) -> None:
+    def __init__(self, directory: Path, checkout: Path, program: Path) -> None:
         self.directory = directory
+        self._checkout = checkout
         self.environment = {**os.environ, "LAB_DIR": str(directory)}
         self._program = program
 
@@ -80,7 +83,7 @@ class Hosts:
         done = subprocess.run(
             [str(LAB), *words],
             env=self.environment,
-            cwd=CHECKOUT,
+            cwd=self._checkout,
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -121,7 +124,8 @@ class Hosts:
         self.run(host, f"setsid -f {main} >{log} 2>&1 </dev/null")
         end = time.monotonic() + 60
         while True:
-            probe = "curl -sf http://127.0.0.1:7454/readyz >/dev/null && echo ready || true"
+            ask = "import urllib.request as u; u.urlopen('http://127.0.0.1:7454/readyz')"
+            probe = f'python3 -c "{ask}" 2>/dev/null && echo ready || true'
             if "ready" in self.run(host, probe):
                 return
             assert time.monotonic() < end, log.read_text()[-3000:]
@@ -137,11 +141,23 @@ class Hosts:
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a fresh clone has of the program: nobody changes it while it is installed."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("vmreplica", "broker", "node", "vmrctl", "tools", "deploy"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(CHECKOUT / name, copy / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(CHECKOUT / name, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def program(checkout: Path) -> Path:
     """tools/install.sh --root, once; kept in build/cache, where the next run finds it current."""
     root = CHECKOUT / "build" / "cache" / "installed"
     root.mkdir(parents=True, exist_ok=True)
-    script = [str(CHECKOUT / "tools" / "install.sh"), "--root", str(root)]
+    script = [str(checkout / "tools" / "install.sh"), "--root", str(root)]
     done = subprocess.run(
         script,
         env={**os.environ, "PIP_CACHE_DIR": str(CHECKOUT / "build" / "cache" / "pip")},
@@ -157,8 +173,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hosts(tmp_path_factory: pytest.TempPathFactory, program: Path) -> Iterator[Hosts]:
-    hosts = Hosts(tmp_path_factory.mktemp("lab"), program)
+def hosts(
+    tmp_path_factory: pytest.TempPathFactory, checkout: Path, program: Path
+) -> Iterator[Hosts]:
+    hosts = Hosts(tmp_path_factory.mktemp("lab"), checkout, program)
     try:
         hosts.lab("up", "--no-daemons", "--hosts", ",".join(HOSTS.values()))
         hosts.lab("guest", "create", HOSTS["alpha"], "guest1", "--small")
