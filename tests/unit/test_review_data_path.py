@@ -27,6 +27,7 @@ from tests.unit.replica_world import (
 )
 from tests.unit.test_keeper import in_world
 from vmreplica.coordination.lease_keeper import LeaseKeeper
+from vmreplica.coordination.store_cache import StoreCache
 from vmreplica.core.cycle import (
     CLUSTER_BYTES,
     EMPTY_DIGEST,
@@ -412,3 +413,31 @@ def test_a_pin_falls_only_by_what_the_store_says_now() -> None:
         assert len(actor.session.manifest.pins) == 1
 
     in_world(story)
+
+
+@pytest.mark.parametrize("keys", [1, 2])
+def test_a_cache_follows_a_store_that_was_rebuilt(keys: int) -> None:
+    """Revisions begin again; an owner record of the old store must not outlive it in memory."""
+
+    async def main(_: SimLoop) -> None:
+        old, new = FakeStoreServer(1), FakeStoreServer(2)
+        before, after = FakeClusterStore(old, "h"), FakeClusterStore(new, "h")
+        for number in range(50):
+            await before.transaction([], [Put("/p/0", f"old {number}")])
+        cache = StoreCache(before, FakeClock(), "/p/")
+        running = asyncio.ensure_future(cache.run())
+        await cache.ready()
+        for number in range(keys):
+            await after.transaction([], [Put(f"/p/{number}", "new")])
+        cache._store = after
+        await asyncio.sleep(20)
+        assert [kv.value for kv in cache.items()] == ["new"] * keys
+        await after.transaction([], [Put("/p/0", "newer")])
+        await asyncio.sleep(20)
+        assert next(kv.value for kv in cache.items()) == "newer"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        old.close()
+        new.close()
+
+    run(main, 1)

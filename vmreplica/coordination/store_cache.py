@@ -6,7 +6,7 @@ import asyncio
 import bisect
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vmreplica.ports.clock import Clock
 from vmreplica.ports.cluster_store import ClusterStore, Compacted, KeyValue, StoreError
@@ -187,11 +187,12 @@ class StoreCache:
 
         :raises StoreUnavailable:
         """
-        sent_ms = self._clock.boottime_ms()
-        changed = await self._store.range(
-            self._prefix, min_mod_revision=self._verified_revision + 1
-        )
+        sent_ms, known = self._clock.boottime_ms(), self._verified_revision
+        changed = await self._store.range(self._prefix, min_mod_revision=known + 1)
         revision = changed.revision
+        if revision < known:
+            await self.relist()
+            return
         for kv in changed.items:
             self.note(kv)
         try:
@@ -241,9 +242,11 @@ class StoreCache:
         :raises Compacted: a page came too late; begin again.
         """
         async with self._listing:
-            sent_ms = self._clock.boottime_ms()
+            sent_ms, known = self._clock.boottime_ms(), self.revision
             page = await self._store.range(self._prefix, limit=PAGE)
             revision = page.revision
+            if revision < known:
+                self._begin_anew(known, revision)
             listed = {kv.key: kv for kv in page.items}
             while page.more:
                 page = await self._store.range(
@@ -262,6 +265,18 @@ class StoreCache:
             self._heard_ms = max(self._heard_ms, sent_ms)
             self.relists += 1
             self._listed.set()
+
+    def _begin_anew(self, known: int, revision: int) -> None:
+        """The store was rebuilt: its revisions begin again, and what is known compares to none."""
+        log.warning(
+            "%s: the store is at revision %d and was at %d: it was rebuilt",
+            self._prefix,
+            revision,
+            known,
+        )
+        self._live = {key: replace(kv, mod_revision=0) for key, kv in self._live.items()}
+        self._deleted.clear()
+        self.revision = self._verified_revision = self._listed_revision = 0
 
 
 def _drop(callbacks: dict[int, Callable[[str], None]], number: int) -> None:
