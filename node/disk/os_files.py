@@ -30,10 +30,6 @@ T = TypeVar("T")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _PARTS_AT_ONCE = 512
 _F_OFD_SETLK = 37
-STREAMED_BYTES = 16 << 20
-"""A file that grows by this much between two syncs is being streamed: nobody reads it soon. Its
-pages leave the cache once they are on the disk, so that the next ones find memory that is in use
-already: in a virtual machine, writing on into fresh memory costs four times the processor time."""
 
 
 def storage_failed(error: OSError, what: str) -> StorageFailed:
@@ -85,7 +81,6 @@ class OsFile:
         self._fd = fd
         self._path = path
         self._busy = threading.Lock()
-        self._unsynced_bytes = 0
 
     def __del__(self) -> None:
         # Opened for a caller who was cancelled meanwhile and never got the handle.
@@ -107,7 +102,6 @@ class OsFile:
         with self._use() as fd:
             run: list[memoryview] = []
             start = end = 0
-            self._unsynced_bytes += sum(len(data) for _, data in pieces)
             for offset, data in pieces:
                 if run and (offset != end or len(run) == _PARTS_AT_ONCE):
                     _pwrite_run(fd, run, start)
@@ -173,9 +167,6 @@ class OsFile:
     def _fdatasync(self) -> None:
         with self._use() as fd:
             os.fdatasync(fd)
-            if self._unsynced_bytes >= STREAMED_BYTES:
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            self._unsynced_bytes = 0
 
     async def try_lock(self, offset: int, length: int) -> bool:
         """An OFD lock: it belongs to this open file, not to the process."""
