@@ -58,7 +58,7 @@ def api_objects(
         package + "SettingsService": SettingsApi(services, access, writes),
         package + "OperationService": OperationService(services, access),
         package + "EventService": EventService(services, access, nodes, own_events),
-        package + "ConnectionService": ConnectionService(access, nodes),
+        package + "ConnectionService": ConnectionService(services, access, nodes),
         package + "StoreService": StoreService(services, access, nodes),
         package + "VersionService": VersionService(services, server=server, git_commit=git_commit),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from broker.api.access import Access
 from broker.api.nodes import Nodes
 from broker.service.composition import BrokerServices
+from vmreplica.core.authorization import authorize
 from vmreplica.core.problems import Problem, Reason
 from vmreplica.v1 import connection_pb2, store_pb2, version_pb2
 from vmreplica.wire.call import Call
@@ -16,9 +17,33 @@ _CHECK_TIMEOUT_MS = 60_000
 class ConnectionService:
     """The checks run where replication runs: on a node."""
 
-    def __init__(self, access: Access, nodes: Nodes) -> None:
+    def __init__(self, services: BrokerServices, access: Access, nodes: Nodes) -> None:
+        self._services = services
         self._access = access
         self._nodes = nodes
+
+    async def list_addresses(
+        self, call: Call, request: connection_pb2.ListAddressesRequest
+    ) -> connection_pb2.ListAddressesResponse:
+        """Admission's own question, without admitting anything."""
+        inventory = self._services.inventory
+        decision = authorize(
+            call.identity.dns_names,
+            inventory.settings,
+            inventory.authorizations,
+            None,
+            request.primary_access_point,
+        )
+        if isinstance(decision, Problem):
+            raise self._access.denied(call, decision)
+        return connection_pb2.ListAddressesResponse(
+            items=[
+                connection_pb2.NodeAddress(
+                    node=target.name, address=target.address, server_name=target.server_name
+                )
+                for target in self._nodes.live()
+            ]
+        )
 
     async def test_connection(
         self, call: Call, request: connection_pb2.TestConnectionRequest

@@ -9,12 +9,11 @@ from node.api.access import NodeAccess
 from vmreplica.adapters.grpc_channels import ChannelPool
 from vmreplica.core.authorization import access_point
 from vmreplica.core.problems import Problem, Reason
-from vmreplica.v1 import connection_pb2, location_pb2, version_pb2
+from vmreplica.v1 import connection_pb2, version_pb2
 from vmreplica.wire.call import Call
 
 _CONNECT_S = 3.0
 _CALL_MS = 5_000
-_NOBODY = "00000000-0000-0000-0000-000000000000"
 
 
 class ConnectionService:
@@ -43,17 +42,20 @@ class ConnectionService:
                 remedy="Give HOST:PORT.",
             )
         rows: list[connection_pb2.ConnectionCheck] = []
-        await self._checks(request.to, parsed, rows)
+        nodes = await self._checks(request.to, parsed, rows)
+        if request.each_node:
+            rows += [await self._node(node) for node in nodes]
         return connection_pb2.TestConnectionResponse(checks=rows)
 
     async def _checks(
         self, to: str, parsed: tuple[str, int], rows: list[connection_pb2.ConnectionCheck]
-    ) -> None:
+    ) -> list[connection_pb2.NodeAddress]:
         rows.append(self._own_names())
         addresses = await self._resolved(to, parsed, rows)
         reached = [a for a in addresses if await self._reached(a, parsed[1], rows)]
         if reached and await self._answers(to, rows):
-            rows.append(await self._authorized(to))
+            return await self._authorized(to, rows)
+        return []
 
     async def _resolved(
         self, to: str, parsed: tuple[str, int], rows: list[connection_pb2.ConnectionCheck]
@@ -116,21 +118,41 @@ class ConnectionService:
         remedy = f"Issue this host's certificate with the SAN {host}."
         return self._row("own names", self._own, False, f"it shows {shown or 'none'}", remedy)
 
-    async def _authorized(self, to: str) -> connection_pb2.ConnectionCheck:
-        """A replica that cannot exist: whoever may ask at all is told that it is unknown."""
+    async def _authorized(
+        self, to: str, rows: list[connection_pb2.ConnectionCheck]
+    ) -> list[connection_pb2.NodeAddress]:
+        """Admission's own question; its answer names the nodes that would be sent to."""
         try:
-            await self._pool.unary(
+            answer = await self._pool.unary(
                 to,
                 "",
-                "/vmreplica.v1.LocationService/Locate",
-                location_pb2.LocateRequest(replica_id=_NOBODY),
-                location_pb2.LocateResponse,
+                "/vmreplica.v1.ConnectionService/ListAddresses",
+                connection_pb2.ListAddressesRequest(primary_access_point=self._own),
+                connection_pb2.ListAddressesResponse,
                 timeout_ms=_CALL_MS,
             )
         except Problem as problem:
-            if problem.reason is not Reason.UNKNOWN_REPLICA:
-                return self._row("authorization", to, False, problem.message, problem.remedy)
-        return self._row("authorization", to, True, "this host's certificate may ask there")
+            rows.append(self._row("authorization", to, False, problem.message, problem.remedy))
+            return []
+        rows.append(self._row("authorization", to, True, f"{self._own} may send replicas there"))
+        return list(answer.items)
+
+    async def _node(self, node: connection_pb2.NodeAddress) -> connection_pb2.ConnectionCheck:
+        """One node of the other side at its own address, its certificate's name verified."""
+        try:
+            answer = await self._pool.unary(
+                node.address,
+                node.server_name,
+                "/vmreplica.v1.VersionService/GetVersion",
+                version_pb2.GetVersionRequest(),
+                version_pb2.GetVersionResponse,
+                timeout_ms=_CALL_MS,
+            )
+        except Problem as problem:
+            remedy = f"Let this host reach {node.address}, or cycles go through relay."
+            return self._row("node", node.address, False, f"{node.node}: {problem.message}", remedy)
+        detail = f"{node.node} shows {node.server_name}, version {answer.version}"
+        return self._row("node", node.address, True, detail)
 
     def _row(
         self, name: str, target: str, ok: bool, detail: str, remedy: str = ""

@@ -279,8 +279,9 @@ async def test_store_check_and_connection_test_answer_with_rows(room: Room, send
             room.cap,
             "",
             "/vmreplica.v1.ConnectionService/TestConnection",
-            connection_pb2.TestConnectionRequest(to=to),
+            connection_pb2.TestConnectionRequest(to=to, each_node=True),
             connection_pb2.TestConnectionResponse,
         )
         assert all(row.ok for row in tested.checks) is good, tested
+        assert [row.name for row in tested.checks][-1] == ("node" if good else "tcp"), tested
     await admin.close()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dvmreplica/v1/connection.proto\x12\x0cvmreplica.v1\"6\n\x15TestConnectionRequest\x12\n\n\x02to\x18\x01 \x01(\t\x12\x11\n\teach_node\x18\x02 \x01(\x08\"G\n\x16TestConnectionResponse\x12-\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1d.vmreplica.v1.ConnectionCheck\"[\n\x0f\x43onnectionCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\n\n\x02ok\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0e\n\x06remedy\x18\x05 \x01(\t2p\n\x11\x43onnectionService\x12[\n\x0eTestConnection\x12#.vmreplica.v1.TestConnectionRequest\x1a$.vmreplica.v1.TestConnectionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dvmreplica/v1/connection.proto\x12\x0cvmreplica.v1\"6\n\x15TestConnectionRequest\x12\n\n\x02to\x18\x01 \x01(\t\x12\x11\n\teach_node\x18\x02 \x01(\x08\"G\n\x16TestConnectionResponse\x12-\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1d.vmreplica.v1.ConnectionCheck\"[\n\x0f\x43onnectionCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\n\n\x02ok\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0e\n\x06remedy\x18\x05 \x01(\t\"4\n\x14ListAddressesRequest\x12\x1c\n\x14primary_access_point\x18\x01 \x01(\t\"A\n\x15ListAddressesResponse\x12(\n\x05items\x18\x01 \x03(\x0b\x32\x19.vmreplica.v1.NodeAddress\"A\n\x0bNodeAddress\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bserver_name\x18\x03 \x01(\t2\xca\x01\n\x11\x43onnectionService\x12[\n\x0eTestConnection\x12#.vmreplica.v1.TestConnectionRequest\x1a$.vmreplica.v1.TestConnectionResponse\x12X\n\rListAddresses\x12\".vmreplica.v1.ListAddressesRequest\x1a#.vmreplica.v1.ListAddressesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TESTCONNECTIONRESPONSE']._serialized_end=174
   _globals['_CONNECTIONCHECK']._serialized_start=176
   _globals['_CONNECTIONCHECK']._serialized_end=267
-  _globals['_CONNECTIONSERVICE']._serialized_start=269
-  _globals['_CONNECTIONSERVICE']._serialized_end=381
+  _globals['_LISTADDRESSESREQUEST']._serialized_start=269
+  _globals['_LISTADDRESSESREQUEST']._serialized_end=321
+  _globals['_LISTADDRESSESRESPONSE']._serialized_start=323
+  _globals['_LISTADDRESSESRESPONSE']._serialized_end=388
+  _globals['_NODEADDRESS']._serialized_start=390
+  _globals['_NODEADDRESS']._serialized_end=455
+  _globals['_CONNECTIONSERVICE']._serialized_start=458
+  _globals['_CONNECTIONSERVICE']._serialized_end=660
 # @@protoc_insertion_point(module_scope)

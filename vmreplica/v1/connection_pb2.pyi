@@ -32,3 +32,25 @@ class ConnectionCheck(_message.Message):
     detail: str
     remedy: str
     def __init__(self, name: _Optional[str] = ..., target: _Optional[str] = ..., ok: bool = ..., detail: _Optional[str] = ..., remedy: _Optional[str] = ...) -> None: ...
+
+class ListAddressesRequest(_message.Message):
+    __slots__ = ("primary_access_point",)
+    PRIMARY_ACCESS_POINT_FIELD_NUMBER: _ClassVar[int]
+    primary_access_point: str
+    def __init__(self, primary_access_point: _Optional[str] = ...) -> None: ...
+
+class ListAddressesResponse(_message.Message):
+    __slots__ = ("items",)
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[NodeAddress]
+    def __init__(self, items: _Optional[_Iterable[_Union[NodeAddress, _Mapping]]] = ...) -> None: ...
+
+class NodeAddress(_message.Message):
+    __slots__ = ("node", "address", "server_name")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_NAME_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    address: str
+    server_name: str
+    def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., server_name: _Optional[str] = ...) -> None: ...

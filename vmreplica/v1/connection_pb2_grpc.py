@@ -40,6 +40,11 @@ class ConnectionServiceStub(object):
                 request_serializer=vmreplica_dot_v1_dot_connection__pb2.TestConnectionRequest.SerializeToString,
                 response_deserializer=vmreplica_dot_v1_dot_connection__pb2.TestConnectionResponse.FromString,
                 _registered_method=True)
+        self.ListAddresses = channel.unary_unary(
+                '/vmreplica.v1.ConnectionService/ListAddresses',
+                request_serializer=vmreplica_dot_v1_dot_connection__pb2.ListAddressesRequest.SerializeToString,
+                response_deserializer=vmreplica_dot_v1_dot_connection__pb2.ListAddressesResponse.FromString,
+                _registered_method=True)
 
 
 class ConnectionServiceServicer(object):
@@ -56,6 +61,16 @@ class ConnectionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAddresses(self, request, context):
+        """Whether the caller may send replicas to this cluster, and where its living nodes listen.
+        Nothing is written. Callers: authorized primaries.
+
+        Errors: BAD_FIELD (`primary_access_point`), NO_IDENTITY, NOT_AUTHORIZED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ConnectionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -63,6 +78,11 @@ def add_ConnectionServiceServicer_to_server(servicer, server):
                     servicer.TestConnection,
                     request_deserializer=vmreplica_dot_v1_dot_connection__pb2.TestConnectionRequest.FromString,
                     response_serializer=vmreplica_dot_v1_dot_connection__pb2.TestConnectionResponse.SerializeToString,
+            ),
+            'ListAddresses': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAddresses,
+                    request_deserializer=vmreplica_dot_v1_dot_connection__pb2.ListAddressesRequest.FromString,
+                    response_serializer=vmreplica_dot_v1_dot_connection__pb2.ListAddressesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -93,6 +113,33 @@ class ConnectionService(object):
             '/vmreplica.v1.ConnectionService/TestConnection',
             vmreplica_dot_v1_dot_connection__pb2.TestConnectionRequest.SerializeToString,
             vmreplica_dot_v1_dot_connection__pb2.TestConnectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAddresses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmreplica.v1.ConnectionService/ListAddresses',
+            vmreplica_dot_v1_dot_connection__pb2.ListAddressesRequest.SerializeToString,
+            vmreplica_dot_v1_dot_connection__pb2.ListAddressesResponse.FromString,
             options,
             channel_credentials,
             insecure,
