@@ -101,6 +101,13 @@ class Daemon:
         self._worker = StoreWorker(
             paths, started=self._guard.register_child, ended=self._guard.unregister_child
         )
+        replica_store = DiskReplicaStore(
+            files,
+            paths,
+            self._randomness,
+            merger=self._worker,
+            verify_before_ack=self._verify_before_ack,
+        )
         return ReplicaRole(
             ReplicaRolePorts(
                 identity=NodeIdentity(
@@ -115,13 +122,7 @@ class Daemon:
                 writer=self._writer,
                 clock=self._clock,
                 randomness=self._randomness,
-                replica_store=DiskReplicaStore(
-                    files,
-                    paths,
-                    self._randomness,
-                    merger=self._worker,
-                    verify_before_ack=self._verify_before_ack,
-                ),
+                replica_store=replica_store,
                 host=self._host,
                 guard=self._guard,
                 events=self._events,
@@ -129,7 +130,7 @@ class Daemon:
                     StorageLocation(str(x.path), x.shared) for x in config.storage_locations
                 ],
                 console_directory=str(config.state_dir / "console"),
-                planner=planner(),
+                planner=planner(replica_store.clones),
                 lease=config.lease.timing(),
                 memory_free_bytes=memory_free_bytes,
             )
