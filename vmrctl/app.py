@@ -86,7 +86,9 @@ def _of_usage(error: click.UsageError) -> Failure:
     path = error.ctx.command_path if error.ctx else "vmrctl"
     param = getattr(error, "param", None)
     option = getattr(error, "option_name", None)
-    field = option or (param.get_error_hint(error.ctx).strip("'") if param is not None else "")
+    field = option or (
+        param.get_error_hint(error.ctx).replace("'", "") if param is not None else ""
+    )
     message = error.format_message()
     return usage(
         message if message.endswith(".") else f"{message}.", field=field, remedy=f"{path} --help"

@@ -29,10 +29,16 @@ def duration_ms(text: str) -> int:
 
 
 def bytes_per_s(text: str) -> int:
-    """``10MiB/s``, ``1Gbit/s`` or plain bytes as bytes a second; ``0`` = no limit."""
+    """``10MiB/s``, ``1Gbit/s`` as bytes a second; ``0`` = no limit.
+
+    A number without a unit is refused: ``10`` would be taken for ten bytes a second, and stop a VM's
+    replication without a word.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)(?:/s)?", text)
     if not found or found[2].lower() not in _SIZE:
         raise ValueError(f"{text!r} is not a rate: write 10MiB/s, 100MB/s or 1Gbit/s.")
+    if not found[2] and float(found[1]):
+        raise ValueError(f"{text!r} is not a rate without its unit: write {text}MiB/s.")
     rate = int(float(found[1]) * _SIZE[found[2].lower()])
     if rate >= _U64:
         raise ValueError(f"{text!r} is too high a rate.")

@@ -272,7 +272,7 @@ class Story:
         self.timeline.note(
             f"{test['domain_name']} boots and verifies",
             (time.monotonic() - started) * 1000,
-            f"cycle {test['seq']}: guest had counted {expected}, the copy holds {seen}",
+            f"cycle {test['seq']}: the copy holds {seen}, the guest was past {expected}",
         )
         self._judge(expected, verified)
         self.hands.vmrctl(REPLICA, "failover", "test", "stop", VM, "--wait")

@@ -167,7 +167,7 @@ class PrimaryRole:
                     Reason.STATE_REFUSES,
                     f"{name} cannot be changed while {protected.record.vm_name} is replicated",
                     field=f"policy.{name}",
-                    value=str(getattr(policy, name)),
+                    value=",".join(policy.disks) if name == "disks" else str(getattr(policy, name)),
                     remedy="Remove the replication and enable it anew with the other value",
                 )
         return self._answer(protected, changed=await protected.change(policy))
@@ -250,8 +250,13 @@ class PrimaryRole:
             )
         found = await self._host.get_vm(vm)
         _check_side(found)
-        ask(standing(ReplicationState.NOT_ENABLED), Input.SET, found.name)
-        raise AssertionError("unreachable: the table refuses this")
+        raise Problem(
+            Reason.STATE_REFUSES,
+            f"{found.name} is not replicated.",
+            field="state",
+            value=ReplicationState.NOT_ENABLED.value,
+            remedy=f"Enable it first: vmrctl replication enable {found.name} --to HOST:PORT",
+        )
 
     def _enabled_already(self, known: ProtectedVm, to: str) -> Changed:
         if known.record.replica_access_point != to:

@@ -146,3 +146,9 @@ def test_health(facts: dict[str, object], health: Health, words: str) -> None:
     assert found is health
     assert words in "; ".join(reasons)
     assert bool(words) == bool(reasons)
+
+
+def test_a_reason_is_said_once() -> None:
+    said = "the VM is not running"
+    facts = HealthFacts(state=S.REPLICATING, frequency_ms=5_000, problem=said, deferred=said)
+    assert health_of(facts) == (Health.WARNING, (said,))

@@ -89,7 +89,9 @@ def test_rates(text: str, rate: int) -> None:
     assert bytes_per_s(text) == rate
 
 
-@pytest.mark.parametrize("text", ["", "fast", "10 parsec/s", "-1", "1e3", "9" * 20])
+@pytest.mark.parametrize(
+    "text", ["", "fast", "10 parsec/s", "-1", "1e3", "9" * 20, "9" * 20 + "B", "10", "10/s"]
+)
 def test_rates_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="rate"):
         bytes_per_s(text)

@@ -158,3 +158,23 @@ def test_verify(ca: Path, tmp_path: Path) -> None:
     assert not rows(deeper)["server name"]
     with pytest.raises(Problem):
         certificates.verify(ca / "none", None, NOW)
+
+
+def test_an_unlooked_at_chain_is_said(ca: Path) -> None:
+    checks = certificates.verify(files(ca).certificate, None, NOW)
+    (chain,) = [check for check in checks if check.name == "chain"]
+    assert "Not looked at" in chain.detail and "--ca" in chain.remedy
+
+
+def test_directories_that_cannot_be_made(ca: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Problem, match="cannot be made"):
+        certificates.create_ca(tmp_path / "file" / "ca", "x", NOW)
+    with pytest.raises(Problem, match="cannot be made"):
+        certificates.issue(ca, tmp_path / "file" / "n1", SANS, NOW)
+
+
+def test_a_role_that_cannot_be_is_told_the_kinds(ca: Path) -> None:
+    with pytest.raises(Problem) as caught:
+        certificates.issue(ca, ca / "x", ["spiffe://c1/admin/anna"], NOW)
+    assert "administrator" in caught.value.remedy and "manual" not in caught.value.remedy

@@ -62,5 +62,8 @@ def cancel(session: Session, operation_id: str) -> None:
     operation = answer.operation
     if session.options.wait and operation.state == "Running":
         operation = follow(session, operation_id, "cancel")
-    sentence = f"Operation {operation_id}: {operation.state or 'asked to stop'}."
+    if operation.state and operation.state != "Running":
+        sentence = f"Operation {operation_id} is over: {operation.state}."
+    else:
+        sentence = f"Operation {operation_id}: asked to stop."
     session.done(shape(operation), sentence)

@@ -193,7 +193,7 @@ def set_policy(session: Session, vm: str, **policy: Any) -> None:
         wire.UpdateReplicationRequest(vm=vm, policy=message, update_fields=names),
         wire.UpdateReplicationResponse,
     )
-    _said(session, answer, f"{vm}: policy", "changed", "was so already")
+    _said(session, answer, f"{vm}: policy", "changed", "unchanged: it was like this already")
 
 
 @verb(command, "remove", "vmrctl replication remove guest1")
@@ -293,7 +293,12 @@ def _numbers(enum: Any, flag: str, text: str | None) -> set[int]:
         number = known.get(word.strip().casefold())
         if number is None:
             names = ", ".join(spellings(enum.DESCRIPTOR).values())
-            raise usage(f"{word!r} is none.", field=flag, value=word, remedy=f"One of {names}.")
+            raise usage(
+                f"{word!r} is no value of {flag}.",
+                field=flag,
+                value=word,
+                remedy=f"One of {names}.",
+            )
         numbers.add(number)
     return numbers
 

@@ -85,7 +85,7 @@ def create_ca(directory: Path, name: str, now_ms: int, *, days: int = CA_DAYS) -
         .add_extension(_usage(ca=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_directory(directory, 0o700)
     _write(key_path, _key_pem(key), 0o600)
     _write(certificate_path, _pem(builder.sign(key, hashes.SHA256())), 0o644)
     return certificate_path
@@ -132,7 +132,7 @@ def issue(
         )
     )
     issued = Issued(out.with_name(out.name + ".pem"), out.with_name(out.name + ".key"))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _make_directory(out.parent, 0o777)
     _write(issued.key, _key_pem(key), 0o600)
     _write(issued.certificate, _pem(builder.sign(ca_key, hashes.SHA256())), 0o644)
     return issued
@@ -162,7 +162,7 @@ def identity_in(path: Path) -> Identity:
 def verify(path: Path, ca: Path | None, now_ms: int, *, server_name: str = "") -> list[Check]:
     """What a peer would find out about a certificate, one row each; never stops at the first fault.
 
-    :param ca: the authority the peer trusts; None = the chain is not looked at.
+    :param ca: the authority the peer trusts; None = the chain is not looked at, which a row says.
     :param server_name: a DNS name that the certificate is to show ("" = any).
     :raises Problem: CERTIFICATE_INVALID where a file cannot be read at all.
     """
@@ -180,7 +180,11 @@ def verify(path: Path, ca: Path | None, now_ms: int, *, server_name: str = "") -
             )
         )
     rows.append(_usage_row(certificate))
-    if ca is not None:
+    if ca is None:
+        rows.append(
+            Check("chain", ok=True, detail="Not looked at: no authority is known.", remedy=_NAME_CA)
+        )
+    else:
         authorities = tls.parse_certificates(_read_ca(ca), ca)
         signed = any(_issued_by(certificate, authority) for authority in authorities)
         rows.append(
@@ -247,12 +251,19 @@ def _issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bo
     return True
 
 
+_NAME_CA = "Name what peers trust: --ca FILE."
+_ROLE_REMEDY = (
+    "Write a role as CLUSTER/KIND/NAME; KIND is broker, node, administrator or viewer. "
+    "For one group of VMs: CLUSTER/operator/GROUP/NAME."
+)
+
+
 def _san(text: str) -> x509.GeneralName:
     kind, _, rest = text.partition(":")
     if kind.upper() in ("DNS", "IP", "URI") and rest:
         text = rest
     if text.startswith("spiffe://") and parse_role(text) is None:
-        raise _bad_san(text, "Write a role as spiffe://CLUSTER/broker/NAME (see the manual).")
+        raise _bad_san(text, _ROLE_REMEDY)
     if "://" in text:
         return x509.UniformResourceIdentifier(text)
     try:
@@ -311,6 +322,18 @@ def _key_pem(key: CertificateIssuerPrivateKeyTypes) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+
+
+def _make_directory(path: Path, mode: int) -> None:
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem(
+            Reason.BAD_FIELD,
+            f"{path} cannot be made: {error.strerror}.",
+            field=str(path),
+            remedy="Choose a directory that this user may write to.",
+        ) from error
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:

@@ -64,4 +64,5 @@ def health_of(facts: HealthFacts) -> tuple[Health, tuple[str, ...]]:
         text = f"no cycle has been acknowledged for {facts.unacked_ms // 1000} s"
         found.append((Health.CRITICAL if late else Health.WARNING, text))
     worst = max((h for h, _ in found), key=_ORDER.index)
-    return worst, tuple(text for _, text in found if text)
+    # A problem that also defers the cycle is said once.
+    return worst, tuple(dict.fromkeys(text for _, text in found if text))
