@@ -25,7 +25,9 @@ ALSO_FIRED = ("io_error", "link_twice", "link_lost_answer", "link_delayed", "str
               "lease_expired", "outcome_unknown", "leader_change", "watch_event_lost",
               "late_apply", "slow", "drain_begun", "call_answer_lost")  # fmt: skip
 LIKELY = {
-    "commit_by_rename": (2,),
+    "commit_by_rename": (64,),
+    "deadline_from_the_answer": (39,),
+    "sealed_layers_forgotten": (15,),
 }
 """Seeds that found a planted bug before: tried first."""
 _WORKERS = 2

@@ -97,7 +97,11 @@ class Cluster:
 
     def _leaders(self) -> list[str]:
         brokers = [self.broker(name) for name in self.broker_names if self.alive(name)]
-        leading = [b.name for b in brokers if b.services.election.may_act()]
+        leading = [
+            b.name
+            for b in brokers
+            if not self.lives[b.name].paused and b.services.election.may_act()
+        ]
         return leading if self.clocks_are_true else leading[:1]
 
     def events_of(self, name: str) -> SimEvents:
@@ -130,6 +134,13 @@ class Cluster:
         host = self.hosts[HOST]
         assert isinstance(host, SimPrimary)
         return host
+
+    def look_at_standings(self) -> None:
+        """One broker leads at the most; a node that may act has its lease."""
+        self.ownership.one_leader()
+        for name in self.node_names:
+            if self.alive(name) and not self.lives[name].paused:
+                self.node(name).look_at_standing()
 
     async def start(self) -> None:
         """Settings first, then every host."""

@@ -74,12 +74,21 @@ class Faults:
             self._cluster.boot(name)
 
     async def _moment(self, name: str) -> bool:
-        """Most faults strike in the middle of an act; false: the faults are over meanwhile."""
-        if self._random.random() < 0.6:
-            files = self._cluster.view(name)
-            files.moment = self._cluster.loop.create_future()
-            await asyncio.wait({files.moment}, timeout=6)
-            files.moment = None
+        """Most faults strike in the middle of an act; false: the faults are over meanwhile.
+
+        The act is one that changes names or what is durable, or a keepalive whose answer is
+        under way.
+        """
+        cluster, drawn = self._cluster, self._random.random()
+        moment: asyncio.Future[None] = cluster.loop.create_future()
+        if drawn < 0.5:
+            cluster.view(name).moment = moment
+        elif drawn < 0.8 and cluster.alive(name):
+            cluster.ownership.keepalives[cluster.node(name).role.membership.lease_id] = moment
+        else:
+            moment.set_result(None)
+        await asyncio.wait({moment}, timeout=6)
+        cluster.view(name).moment = None
         return not self._over
 
     # -- the kinds
@@ -123,7 +132,7 @@ class Faults:
             return
         life = self._cluster.lives[name]
         self._cluster.loop.pause(life)
-        await asyncio.sleep(self._random.choice((1.0, 4.0, 7.0, 15.0)))
+        await asyncio.sleep(self._random.choice((1.0, 4.0, 4.5, 7.0, 15.0)))
         self._cluster.loop.resume(life)
 
     async def _freeze_clock(self) -> None:
@@ -189,7 +198,11 @@ class Faults:
         faults.slow = 0.0
 
     async def _watch_faults(self) -> None:
-        faults = self._cluster.server.faults(self._any())
+        cluster = self._cluster
+        name = self._any()
+        if self._random.random() < 0.4:
+            name = cluster.network.vip_host() or name
+        faults = cluster.server.faults(name)
         faults.lose_watch_events = 0.3
         faults.watch_delay_ms = (0, 2_000)
         await asyncio.sleep(self._random.uniform(2, 20))

@@ -199,14 +199,16 @@ class SimNode:
         self.role.membership.may_act = self._watched_may_act  # type: ignore[method-assign]
 
     def _watched_may_act(self) -> bool:
+        self.look_at_standing()
+        return self._may_act()
+
+    def look_at_standing(self) -> None:
         """Whoever thinks that it may act has a lease (unless clocks stood still)."""
-        if not self._may_act():
-            return False
         cluster, membership = self._cluster, self.role.membership
-        key = cluster.keys.node(self.name, membership.incarnation)
-        if cluster.clocks_are_true and key not in cluster.server.state.live:
-            cluster.checks.fail(f"{self.name} acts although its lease is gone")
-        return True
+        if not cluster.clocks_are_true or not self._may_act():
+            return
+        if cluster.keys.node(self.name, membership.incarnation) not in cluster.server.state.live:
+            cluster.checks.fail(f"{self.name} may act although its lease is gone")
 
     async def main(self) -> None:
         """What the daemon runs."""

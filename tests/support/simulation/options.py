@@ -46,6 +46,10 @@ def draw(seed: int, minutes: float) -> Options:
     """The options of one seed."""
     rng = random.Random(seed)
     weights = {f.name: rng.choice((0, 1, 1, 3)) for f in fields(Options) if f.name not in _SIZES}
+    if rng.random() < 0.4:
+        # Few kinds, often: what needs the same fault again and again at the right moment.
+        few = rng.sample(sorted(weights), rng.randint(1, 4))
+        weights = {kind: int(kind in few) for kind in weights}
     if not any(weights.values()):
         weights["crash_node"] = 1
     return Options(

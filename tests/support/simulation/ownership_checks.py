@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from vmreplica.core.keys import Keys
 from vmreplica.core.records import NodeRecord, OwnerRecord, parse
 from vmreplica.ports.cluster_store import CompareTarget, KeyValue
 from vmreplica.testing import etcd_model as model
-from vmreplica.testing.etcd_model import EtcdState, Request, Step, Transaction
+from vmreplica.testing.etcd_model import EtcdState, Keepalive, Request, Step, Transaction
 
 Live = Mapping[str, KeyValue]
 MIN_TTL_S = 2
@@ -25,11 +26,17 @@ class OwnershipChecks:
     leaders: Callable[[], list[str]]
     changes: int = 0
     owners: dict[str, OwnerRecord] = field(default_factory=dict)
+    keepalives: dict[int, asyncio.Future[None]] = field(default_factory=dict)
+    """Resolved when this lease is next refreshed: the answer is then on its way."""
 
     def step(self, state: EtcdState, request: Request) -> Step:
         """The store's step, watched."""
         result = model.step(state, request, min_ttl_s=MIN_TTL_S)
-        if isinstance(request, Transaction):
+        if isinstance(request, Keepalive) and request.lease_id in self.keepalives:
+            waiting = self.keepalives.pop(request.lease_id)
+            if not waiting.done():
+                waiting.set_result(None)
+        elif isinstance(request, Transaction):
             for event in result[2]:
                 if event.kv.key.startswith(self.keys.owners) and not event.deleted:
                     self._owner(state.live, request, event.kv)
