@@ -151,4 +151,3 @@ def test_without_a_certificate_of_the_authority_nobody_is_let_in(
         assert probe(address, "-", "-", "-") == "UNAVAILABLE"
         assert probe(address, certs / "ca.crt", "-", "-") == "UNAVAILABLE"
         assert probe(address, certs / "ca.crt", *theirs) == "UNAVAILABLE"
-
