@@ -2,7 +2,9 @@
 
 ``records`` has one entry a cluster in arrival order. The trailer is the file's last 128 bytes; it
 seals the records by digest and itself, and the qcow2 tables follow from the records, so every byte
-in use of the file can be checked.
+in use of the file can be checked. Between the clusters lie gaps, and in a file that shares blocks
+with the layers it was merged from, clusters no longer shown: no record names them, and qcow2 counts
+only what is named.
 """
 
 from __future__ import annotations

@@ -153,8 +153,8 @@ async def _write(
         rows = rows_to_check(parts, plan, len(base) if request.bottom else 0).tolist()
     else:
         if plan is not None:
+            # Refused in the middle: what was shared may reach behind what is written now.
             await parts.output.truncate(0)
-            parts.carry_over()
         end = await copy_clusters(parts)
         held = int(parts.records["stored"].sum(dtype=np.int64))
     return held + await parts.finish(request.size_bytes, first, last, end), rows

@@ -28,10 +28,7 @@ class MergeParts:
     records: Records = field(init=False)
 
     def __post_init__(self) -> None:
-        self.carry_over()
-
-    def carry_over(self) -> None:
-        """Take digests and stored sizes from the layers as they are."""
+        # Digests and stored sizes are those of the layers.
         visible = self.visible
         records = cast(Records, np.zeros(len(visible.index), dtype=RECORD))
         for number, reader in enumerate(self.readers):

@@ -137,6 +137,29 @@ async def test_a_refusal_means_copying(
         assert subprocess.run(["qemu-img", "check", "-q", name], check=False).returncode == 0
 
 
+async def test_a_late_refusal_leaves_nothing_of_what_was_shared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = await memory_folder(MemoryDisk(clones=True))
+    r = random.Random(8)
+    base = await layer_of(folder, VDA, 1, {i: r.randbytes(32_000) for i in range(40)})
+    above = await layer_of(folder, VDA, 2, {2 * i: bytes([i + 1]) for i in range(18)})
+    clone = MemoryFile.clone
+    shared = 0
+
+    async def refusing(self: MemoryFile, source: object, ranges: Sequence[CloneRange]) -> bool:
+        nonlocal shared
+        if shared:
+            return False
+        shared = sum(one.length for one in ranges)
+        return await clone(self, source, ranges)
+
+    monkeypatch.setattr(MemoryFile, "clone", refusing)
+    copied = await folder.merge([base, above], VDA.size_bytes, 1, bottom=True)
+    assert shared > copied.bytes + 5 * CLUSTER_BYTES, "the copy would hide what was shared"
+    assert await folder.verify_layer(copied) == ()
+
+
 async def test_damage_above_the_base_stops_a_sharing_merge_too() -> None:
     disk = MemoryDisk(clones=True)
     folder = await memory_folder(disk)
