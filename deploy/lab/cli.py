@@ -60,7 +60,7 @@ def _status(lab: Lab, a: Arguments) -> None:
         return
     print(f"{'NAME':5}{'ROLES':20}{'ADDRESS':14}{'STATE':9}{'PID':8}DAEMONS")
     for item in items:
-        daemons = " ".join(f"{n}={p or '-'}" for n, p in item["daemons"].items())
+        daemons = " ".join(f"{n}={p or 'down'}" for n, p in item["daemons"].items())
         roles, pid = ",".join(item["roles"]), item["pid"] or "-"
         name, address, state = item["name"], item["address"], item["state"]
         print(f"{name:5}{roles:20}{address:14}{state:9}{pid!s:8}{daemons}")
@@ -68,6 +68,9 @@ def _status(lab: Lab, a: Arguments) -> None:
 
 def _shell(lab: Lab, a: Arguments) -> None:
     argv = a.command or [os.environ.get("SHELL", "/bin/bash")]
+    if a.host in {host.name for host in lab.settings().with_role(Role.CLIENT)}:
+        # The client host has no daemon's socket to ask.
+        os.environ.setdefault("VMRCTL_CONFIG", str(lab.place.contexts_file))
     _replace(lab, a.host, argv)
 
 

@@ -103,7 +103,6 @@ class TestFailovers:
             node=self._parts.node,
             seq=seq,
             last_time_ms=self._parts.clock.wall_ms(),
-            last_result=test.last_result,
         )
         record = await self._keeper.records.change(
             replica_id, lambda r: r if r.test_failover.running else replace(r, test_failover=begun)

@@ -182,6 +182,12 @@ def test_test_failover_starts_stops_and_leaves_nothing() -> None:
         test = (await world.record()).test_failover
         assert (test.running, test.last_result) == (False, "stopped")
         assert await node.role.tests.stop(REPLICA) == ""
+        # The time of a new test does not stand beside the result of the last one.
+        await node.role.tests.start(REPLICA, "latest", {})
+        test = (await world.record()).test_failover
+        assert (test.running, test.last_result) == (True, "")
+        await node.role.tests.stop(REPLICA)
+        await asyncio.sleep(5)
 
     in_world(story)
 

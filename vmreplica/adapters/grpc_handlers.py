@@ -233,7 +233,8 @@ def _unimplemented(method: MethodDescriptor) -> Any:
     problem = Problem(
         Reason.UNIMPLEMENTED,
         f"{method.full_name} is not offered by this server.",
-        remedy="Use a server of a version that has it, or ask the other side's address.",
+        remedy="A node of a cluster answers for itself alone: use the cluster's client access "
+        "point. If this is one, it is of a version that does not have it.",
     )
 
     async def refuse(_call: Call, _request: object) -> NoReturn:
