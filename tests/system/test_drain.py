@@ -59,8 +59,11 @@ def test_drain_loses_no_cycle_and_survives_ctrl_c(room: Room) -> None:
     _wait_for_transfer(room)
     begun = time.monotonic()
     line = room.vmrctl_line("--context", "replica", "node", "drain", owner, "--wait")
-    with subprocess.Popen(line, stdin=subprocess.DEVNULL, env=environment()) as person:
-        eventually(lambda: _state(room, owner) != "Ready", "draining", 10, 0.01)
+    with subprocess.Popen(
+        line, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as person:
+        assert person.stderr is not None
+        assert "waiting" in person.stderr.readline()
         _interrupt(room)
         assert person.wait(10) == 130
     eventually(lambda: _state(room, owner) == "Drained", "drained", 30)
