@@ -79,6 +79,7 @@ class OwnershipChecks:
             if kv is not None and not parse(NodeRecord, kv.value).stalled:
                 self.checks.fail(f"{where}: taken from {old.node}, which lives and kept it")
             self.checks.marks.add("taken_from_stalled" if kv else "taken_from_gone")
+        self._guarded(request, record, old, where)
         candidates = [kv for key, kv in before.items() if key.startswith(self.keys.elections)]
         first = min(candidates, key=lambda kv: kv.create_revision, default=None)
         if first is None or not any(
@@ -89,6 +90,19 @@ class OwnershipChecks:
         ):
             self.checks.fail(f"{where}: written by a broker that is not the leader")
         self.one_leader()
+
+    def _guarded(
+        self, request: Transaction, record: OwnerRecord, old: OwnerRecord | None, where: str
+    ) -> None:
+        """That it was right must be no luck: the transaction itself makes sure of it."""
+        needed = {self.keys.node(record.node, record.incarnation)}
+        if old is not None:
+            needed.add(self.keys.owner(where.rpartition(" ")[2]))
+            if not old.released:
+                needed.add(self.keys.node(old.node, old.incarnation))
+        missing = needed - {compare.key for compare in request.compares}
+        if missing:
+            self.checks.fail(f"{where}: written without making sure of {sorted(missing)}")
 
     def one_leader(self) -> None:
         """At most one broker believes that it may act."""

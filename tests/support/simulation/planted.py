@@ -20,7 +20,6 @@ from vmreplica.core import relocation
 from vmreplica.core.cycle import Acknowledged
 from vmreplica.core.lease_timing import deadline_ms
 from vmreplica.core.manifest import Manifest
-from vmreplica.core.relocation import OwnerUnchanged
 from vmreplica.testing.memory_files import MemoryFile
 
 Undo = Callable[[], None]
@@ -122,16 +121,6 @@ def relocation_without_guards() -> Undo:
     return _patch(relocator, "guards", lambda moves: ())
 
 
-def relocation_of_the_living() -> Undo:
-    """That the old owner is gone is not made sure of; only the owner record is guarded."""
-
-    def guards(moves: Any) -> Any:
-        return tuple(g for g in original(moves) if isinstance(g, OwnerUnchanged))
-
-    original = relocator.guards
-    return _patch(relocator, "guards", guards)
-
-
 def deadline_from_the_answer() -> Undo:
     """The deadline counts from when the keepalive's answer was read, not from its sending."""
 
@@ -178,7 +167,6 @@ BUGS: dict[str, Callable[[], Undo]] = {
         base_dropped_early,
         epoch_kept,
         relocation_without_guards,
-        relocation_of_the_living,
         deadline_from_the_answer,
         merged_parts_deleted_early,
         sealed_layers_forgotten,
