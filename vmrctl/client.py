@@ -135,7 +135,9 @@ def _failure(error: grpc.RpcError, target: Target) -> Failure:
         case Reason.NODE_UNREACHABLE:
             text = f"{where} did not answer: {message or code}."
             foreign.field, foreign.value = "endpoint", where
-            if target.certificate and "socket closed" in message.lower():
+            if target.certificate:
+                # A refused certificate shows as a closed socket, or, where the name has a second
+                # address, as whatever that one answered last.
                 foreign.remedy = (
                     "If it runs, it may have refused our certificate; this shows it: "
                     f"vmrctl cert verify {target.certificate} --against {where}"

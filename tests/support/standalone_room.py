@@ -6,6 +6,7 @@ looked at as they are on the wire.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -156,26 +157,52 @@ class Wire:
 
 
 class Stream:
-    """One Replicate call, message by message."""
+    """One Replicate call, message by message.
+
+    Replies are read all the time: a status comes behind them, and a full transport would wait for
+    ever for a receiver that has long refused.
+    """
 
     def __init__(self, call: Any) -> None:
         self.call = call
+        self._replies: asyncio.Queue[cycle_pb2.ReplicateResponse] = asyncio.Queue()
+        self._reader = asyncio.ensure_future(self._read_all())
+
+    async def _read_all(self) -> grpc.aio.AioRpcError:
+        """Until the call has ended; its end."""
+        try:
+            while isinstance(raw := await self.call.read(), bytes):
+                self._replies.put_nowait(cycle_pb2.ReplicateResponse.FromString(raw))
+        except (grpc.aio.AioRpcError, asyncio.CancelledError):
+            # The status says it all.
+            pass
+        code, details = await self.call.code(), await self.call.details()
+        trailers = await self.call.trailing_metadata()
+        return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, details)
 
     async def say(self, message: CycleRequest | bytes) -> None:
         """Send a message, or bytes that are none. :raises AioRpcError:"""
         raw = message
         if not isinstance(raw, bytes):
             raw = request_to_message(raw).SerializeToString()
-        await write_raw(self.call, raw)
+        writing = asyncio.ensure_future(write_raw(self.call, raw))
+        try:
+            await asyncio.wait((writing, self._reader), return_when=asyncio.FIRST_COMPLETED)
+            if not writing.done():
+                raise self._reader.result()
+            writing.result()
+        finally:
+            writing.cancel()
+            await asyncio.wait((writing,))
 
     async def read(self) -> cycle_pb2.ReplicateResponse:
         """The next reply. :raises AioRpcError: at the end."""
-        raw = await self.call.read()
-        if isinstance(raw, bytes):
-            return cycle_pb2.ReplicateResponse.FromString(raw)
-        code, details = await self.call.code(), await self.call.details()
-        trailers = await self.call.trailing_metadata()
-        raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, details)
+        coming = asyncio.ensure_future(self._replies.get())
+        await asyncio.wait((coming, self._reader), return_when=asyncio.FIRST_COMPLETED)
+        if coming.done():
+            return coming.result()
+        coming.cancel()
+        raise self._reader.result()
 
     async def refusal(self) -> Refusal:
         """Read to the refusal."""
