@@ -72,15 +72,16 @@ class ChannelPool:
             self.forget(address, server_name)
             entry = None
         if entry is None:
-            credentials = grpc.ssl_channel_credentials(
-                root_certificates=material.ca_pem,
-                private_key=material.key_pem,
-                certificate_chain=material.certificate_pem,
-            )
-            name = server_name or address.rpartition(":")[0].strip("[]")
-            channel = grpc.aio.secure_channel(address, credentials, options=channel_options(name))
+            channel = _secure_channel(address, server_name, material)
             entry = self._entries[key] = _Entry(channel, material.signature)
         return entry.channel
+
+    def unshared_channel(self, address: str, server_name: str = "") -> Any:
+        """A channel with a connection of its own, which the caller closes.
+
+        :raises Problem: CERTIFICATE_INVALID where our own files are unusable.
+        """
+        return _secure_channel(address, server_name, self.material())
 
     def material(self) -> tls.TlsMaterial:
         """Our own key and certificate, as the files are now.
@@ -188,6 +189,16 @@ class ChannelPool:
         await asyncio.gather(*self._closing, return_exceptions=True)
         for entry in entries:
             await entry.channel.close()
+
+
+def _secure_channel(address: str, server_name: str, material: tls.TlsMaterial) -> Any:
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=material.ca_pem,
+        private_key=material.key_pem,
+        certificate_chain=material.certificate_pem,
+    )
+    name = server_name or address.rpartition(":")[0].strip("[]")
+    return grpc.aio.secure_channel(address, credentials, options=channel_options(name))
 
 
 def parse_answer(kind: type[M], raw: bytes) -> M:

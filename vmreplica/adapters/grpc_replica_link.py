@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -27,6 +27,7 @@ from vmreplica.core.cycle import (
     Frame,
 )
 from vmreplica.core.problems import Problem, Reason
+from vmreplica.core.records import PolicyRecord
 from vmreplica.ports.replica_link import (
     LinkFailed,
     Location,
@@ -40,13 +41,21 @@ from vmreplica.wire.replica_messages import (
     head_from_message,
     location_from_message,
     new_replica_to_message,
+    policy_to_message,
 )
 
 CALL_TIMEOUT_MS = 10_000
 LOCATE_TIMEOUT_MS = 2_000
 CONNECT_TIMEOUT_MS = 2_000
 """A direct way that takes longer counts as closed: the stream goes through the relay."""
+SILENCE_S = 2.0
+SILENCE_AGAIN_S = 10.0
+"""An open that is unanswered so long: is the node still there? A connection whose packets are
+dropped looks open for half a minute; a new one tells at once. Later in a stream silence is left to
+the transport: a new connection through a link that our own data fill proves nothing."""
 
+_CHANGEABLE = ("frequency_ms", "compression", "route", "bandwidth_limit_bytes_per_s")
+"""Fields of a policy that may change after the creation of the replica."""
 _REPLICATE = "/vmreplica.v1.CycleService/Replicate"
 _LIST_DIGESTS = "/vmreplica.v1.CycleService/ListDigests"
 _CUT = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN"})
@@ -69,6 +78,20 @@ class GrpcReplicaLink:
             metadata=((REQUEST_ID, request_id),),
         )
         return head_from_message(answer.replica)
+
+    async def update_replica(self, cap: str, replica_id: str, policy: PolicyRecord) -> None:
+        """Tell the policy in force; what is fixed at creation stays. :raises Problem, LinkFailed:"""
+        await self._unary(
+            cap,
+            "/vmreplica.v1.ReplicaService/UpdateReplica",
+            replica_pb2.UpdateReplicaRequest(
+                replica_id=replica_id,
+                policy=policy_to_message(policy),
+                update_fields=_CHANGEABLE,
+            ),
+            replica_pb2.UpdateReplicaResponse,
+            metadata=((REPLICA_ID, replica_id),),
+        )
 
     async def get_head(self, cap: str, replica_id: str) -> ReplicaHead:
         """The head of the manifest, asked of the owner. :raises Problem, LinkFailed:"""
@@ -100,18 +123,28 @@ class GrpcReplicaLink:
         :raises Problem: CERTIFICATE_INVALID: our own files are unusable.
         """
         channel = self._pool.channel(location.address, location.server_name)
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_MS / 1000):
-                connected = await _connected(channel)
-        except TimeoutError:
-            connected = False
-        if not connected:
+        if not await _connects(channel):
             self._pool.forget(location.address, location.server_name)
             raise LinkFailed(f"{location.node} ({location.address}) did not let us in")
         metadata = [(REPLICA_ID, location.replica_id)]
         if location.ticket:
             metadata.append((TICKET, location.ticket))
-        return GrpcCycleStream(channel, location.address, metadata)
+
+        async def reachable() -> bool:
+            return await self._reachable(location)
+
+        return GrpcCycleStream(channel, location.address, metadata, reachable)
+
+    async def _reachable(self, location: Location) -> bool:
+        """Whether a new connection comes about; if not, the old one is not used again."""
+        channel = self._pool.unshared_channel(location.address, location.server_name)
+        try:
+            if await _connects(channel):
+                return True
+        finally:
+            await channel.close()
+        self._pool.forget(location.address, location.server_name)
+        return False
 
     async def replicate_relayed(self, cap: str, replica_id: str) -> GrpcCycleStream:
         """A stream through the access point. :raises LinkFailed: on the first use of the stream."""
@@ -154,10 +187,20 @@ class GrpcReplicaLink:
 
 
 class GrpcCycleStream:
-    """One Replicate call; implements ports.replica_link.CycleStream."""
+    """One Replicate call; implements ports.replica_link.CycleStream.
 
-    def __init__(self, channel: Any, address: str, metadata: list[tuple[str, str]]) -> None:
+    :param reachable: asked while the open is unanswered; no ends the stream.
+    """
+
+    def __init__(
+        self,
+        channel: Any,
+        address: str,
+        metadata: list[tuple[str, str]],
+        reachable: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
         self._address = address
+        self._reachable = reachable
         self._wire_bytes = 0
         self._call = channel.stream_stream(_REPLICATE)(metadata=tuple(metadata))
 
@@ -205,7 +248,7 @@ class GrpcCycleStream:
 
     async def _read(self) -> CycleReply:
         try:
-            raw = await self._call.read()
+            raw = await (self._call.read() if self._reachable is None else self._answer())
         except grpc.aio.AioRpcError as error:
             raise self._failure(error) from error
         if not isinstance(raw, bytes):
@@ -215,6 +258,23 @@ class GrpcCycleStream:
         except DecodeError as error:
             self._call.cancel()
             raise LinkFailed(f"{self._address} sent something that is no answer") from error
+
+    async def _answer(self) -> Any:
+        """The first answer, as long as the node can be reached at all."""
+        reachable, self._reachable = self._reachable, None
+        assert reachable is not None
+        reading = asyncio.ensure_future(self._call.read())
+        reading.add_done_callback(_heeded)
+        patience_s = SILENCE_S
+        try:
+            while not (await asyncio.wait({reading}, timeout=patience_s))[0]:
+                if not await reachable() and not reading.done():
+                    self._call.cancel()
+                    raise LinkFailed(f"{self._address} cannot be reached any more")
+                patience_s = SILENCE_AGAIN_S
+            return reading.result()
+        finally:
+            reading.cancel()
 
     async def _ended(self) -> Problem | LinkFailed:
         return self._failure(await error_of(self._call))
@@ -229,6 +289,21 @@ class GrpcCycleStream:
         if error.code().name in _CUT:
             return LinkFailed(problem.message)
         return problem
+
+
+def _heeded(reading: asyncio.Future[Any]) -> None:
+    """What a read that nobody waits for any more comes to is no news."""
+    if not reading.cancelled():
+        reading.exception()
+
+
+async def _connects(channel: Any) -> bool:
+    """Whether there is a connection within CONNECT_TIMEOUT_MS."""
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_MS / 1000):
+            return await _connected(channel)
+    except TimeoutError:
+        return False
 
 
 async def _connected(channel: Any) -> bool:
