@@ -37,6 +37,11 @@ class Access:
         require_role(call, self.cluster, *READERS)
         self._check_listed()
 
+    def require_sender(self, call: Call, record: ReplicaRecord) -> None:
+        """Only a replica's senders, and administrators. :raises Problem: ROLE_REQUIRED"""
+        if self._refusal(call, record) is not None:
+            self.require_administrator(call)
+
     def is_reader(self, call: Call) -> bool:
         """Whether the caller may read without being a replica's sender."""
         return call.identity.has_role(self.cluster, *READERS)
@@ -112,7 +117,7 @@ class Access:
                 remedy="Try again in a few seconds.",
             )
 
-    def _refusal(self, call: Call, record: Outline) -> Problem | None:
+    def _refusal(self, call: Call, record: Outline | ReplicaRecord) -> Problem | None:
         inventory = self._context.inventory
         names = call.identity.dns_names
         decision = authorize(names, inventory.settings, inventory.authorizations, record, "")

@@ -109,6 +109,7 @@ class ReplicaService:
     ) -> replica_pb2.UpdateReplicaResponse:
         """The sender's policy or definition changed."""
         record = self._access.replica(call, request.replica_id)
+        self._access.require_sender(call, record)
         fields = tuple(request.update_fields)
 
         def change(old: PolicyRecord) -> PolicyRecord:

@@ -15,6 +15,7 @@ from node.service.cycle_runner import (
     CycleSummary,
     RunningCycle,
 )
+from node.service.policy_teller import PolicyTeller
 from node.service.replication_basis import agreed_disks, find_basis, full_basis
 from node.service.replication_progress import OperationReporter, Reported
 from node.service.replication_tools import Tools
@@ -66,6 +67,7 @@ class ProtectedVm:
         self._reporter = OperationReporter(
             tools.records, tools.clock, self._reported, self._cancel_soon
         )
+        self._teller = PolicyTeller(tools, lambda: self.record)
         self._definition = record.definition_digest
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -81,6 +83,7 @@ class ProtectedVm:
 
     async def run(self) -> None:
         """Cycle after cycle until cancelled."""
+        telling = asyncio.ensure_future(self._teller.run())
         try:
             while True:
                 self._changed.clear()
@@ -95,6 +98,7 @@ class ProtectedVm:
                 else:
                     await self._run_cycle()
         finally:
+            await drop(telling)
             await self._stop_cycle()
 
     def _wait_ms(self) -> int | None:
@@ -365,6 +369,7 @@ class ProtectedVm:
             now = self._tools.clock.boottime_ms()
             self._due_ms = min(self._due_ms, now + policy.frequency_ms)
             self._changed.set()
+            self._teller.tell()
             return True
 
     async def remove(self) -> None:

@@ -11,6 +11,8 @@ import pytest
 from broker_world import KEYS, Broker, World, play
 
 from broker.api.mount import BrokerApi, api_objects
+from vmreplica.adapters.grpc_channels import ChannelPool
+from vmreplica.adapters.grpc_replica_link import GrpcReplicaLink
 from vmreplica.core import records
 from vmreplica.core.identity import Identity, Role, RoleKind
 from vmreplica.core.problems import Problem, Reason
@@ -94,6 +96,18 @@ def snake(name: str) -> str:
 async def no_events(_: event_pb2.WatchEventsRequest) -> AsyncIterator[Any]:
     for nothing in ():
         yield nothing
+
+
+class Direct(ChannelPool):
+    """A link's calls straight at one API object, as the sender."""
+
+    def __init__(self, api: Any) -> None:
+        self._api = api
+
+    async def unary(
+        self, cap: str, server_name: str, method: str, request: Any, *_: Any, **__: Any
+    ) -> Any:
+        return await getattr(self._api, snake(method.rpartition("/")[2]))(caller(*SENDER), request)
 
 
 def mount(broker: Broker, nodes: Nodes) -> BrokerApi:
@@ -342,6 +356,15 @@ def test_update_merges_the_policy_and_delete_needs_an_administrator() -> None:
         answer = await replica.update_replica(caller(*SENDER), request)
         assert answer.changed and answer.replica.policy.frequency_ms == 30_000
         assert not (await replica.update_replica(caller(*SENDER), request)).changed
+        for reader in (caller(role=RoleKind.VIEWER), caller(role=RoleKind.NODE)):
+            refused = await refusal(replica.update_replica(reader, request))
+            assert refused.reason is Reason.ROLE_REQUIRED
+        # As a primary's link tells it: what is fixed at creation is never asked for.
+        told = PolicyRecord(frequency_ms=45_000, route="relay", disks=("vda",), folder="own")
+        await GrpcReplicaLink(Direct(replica)).update_replica("cap:1", made.replica_id, told)
+        after = parse(Record, world.server.state.live[KEYS.replica(made.replica_id)].value)
+        assert (after.policy.frequency_ms, after.policy.route) == (45_000, "relay")
+        assert (after.policy.disks, after.policy.folder) == ((), "")
         request.policy.frequency_ms = 10
         assert (await refusal(replica.update_replica(admin(), request))).reason is Reason.BAD_FIELD
         request = replica_pb2.UpdateReplicaRequest(

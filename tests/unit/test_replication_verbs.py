@@ -257,6 +257,29 @@ def test_set_changes_the_rhythm_and_refuses_what_is_fixed() -> None:
     in_world(story)
 
 
+def test_the_other_side_learns_the_policy() -> None:
+    async def story(world: PrimaryWorld) -> None:
+        replica = await world.protect()
+        await world.until(lambda: replica.policies == [FAST], 6_000)
+        slower = replace(FAST, frequency_ms=60_000)
+        world.link.faults.cap_down = True
+        assert (await world.role.set("guest1", lambda _: slower)).changed
+        assert (await world.role.show("guest1")).policy == slower
+        await world.clock.sleep(25_000)
+        assert replica.policies == [FAST]
+        world.link.faults.cap_down = False
+        await world.until(lambda: replica.policies == [FAST, slower], 11_000)
+        await world.clock.sleep(600_000)
+        assert replica.policies == [FAST, slower]
+        # Enabled anew with another policy: the replica that exists takes it over.
+        await world.role.remove("guest1")
+        other = replace(FAST, frequency_ms=30_000)
+        await world.role.enable("guest1", CAP, other)
+        await world.until(lambda: replica.policies[-1] == other, 6_000)
+
+    in_world(story)
+
+
 def test_remove_leaves_nothing_here_and_all_there() -> None:
     async def story(world: PrimaryWorld) -> None:
         replica = await world.protect()

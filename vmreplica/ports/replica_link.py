@@ -14,6 +14,7 @@ from vmreplica.core.cycle import (
     Durable,
     Frame,
 )
+from vmreplica.core.records import PolicyRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +93,10 @@ class ReplicaLink(Protocol):
 
     async def create_replica(self, cap: str, request: NewReplica, request_id: str) -> ReplicaHead:
         """Admission; the same (vm_uuid, disks) again answers the same replica."""
+        ...
+
+    async def update_replica(self, cap: str, replica_id: str, policy: PolicyRecord) -> None:
+        """Tell the policy in force; what is fixed at creation stays. :raises Problem, LinkFailed:"""
         ...
 
     async def get_head(self, cap: str, replica_id: str) -> ReplicaHead:

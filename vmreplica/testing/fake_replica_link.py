@@ -30,6 +30,7 @@ from vmreplica.core.cycle import (
     digest,
 )
 from vmreplica.core.problems import Problem, Reason
+from vmreplica.core.records import PolicyRecord
 from vmreplica.ports.clock import Clock
 from vmreplica.ports.replica_link import LinkFailed, Location, NewReplica, ReplicaHead
 
@@ -57,6 +58,7 @@ class ModelReplica:
     nvram: bytes = b""
     part_of: tuple[bytes, int] = (b"", 0)
     frames: list[Frame] = field(default_factory=list)
+    policies: list[PolicyRecord] = field(default_factory=list)
 
 
 @dataclass
@@ -113,6 +115,11 @@ class FakeReplicaLink:
         model = ModelReplica(replica_id, request, "r1")
         self.replicas[replica_id] = model
         return self._head(model)
+
+    async def update_replica(self, cap: str, replica_id: str, policy: PolicyRecord) -> None:
+        """See the port."""
+        self._cap(cap)
+        self._replica(replica_id).policies.append(policy)
 
     async def get_head(self, cap: str, replica_id: str) -> ReplicaHead:
         """See the port."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from broker.service.composition import BrokerServices, build_services
@@ -19,7 +20,7 @@ from vmreplica.core.authorization import authorize, unknown_replica
 from vmreplica.core.compaction import plan_merge, with_merged
 from vmreplica.core.cycle import Disk
 from vmreplica.core.problems import Problem
-from vmreplica.core.records import BrokerRecord, ReplicaRecord
+from vmreplica.core.records import BrokerRecord, PolicyRecord, ReplicaRecord
 from vmreplica.ports.replica_link import Location, NewReplica, ReplicaHead
 from vmreplica.testing.fake_clock import FakeClock
 from vmreplica.testing.fake_cluster_store import FakeClusterStore
@@ -77,6 +78,15 @@ class SimBroker:
             acked_time_ms=0,
             disks=tuple(Disk(d.target, d.size_bytes, d.excluded) for d in record.disks),
             placement_reasons=record.placement_reasons,
+        )
+
+    async def update(self, names: tuple[str, ...], replica_id: str, policy: PolicyRecord) -> None:
+        """UpdateReplica."""
+        record = self._record(names, replica_id)
+        await self.services.policy.update(
+            record.replica_id,
+            lambda old: replace(old, frequency_ms=policy.frequency_ms, route=policy.route),
+            b"",
         )
 
     async def locate(self, names: tuple[str, ...], replica_id: str) -> Location:

@@ -19,6 +19,7 @@ from vmreplica.core.cycle import (
 )
 from vmreplica.core.identity import Identity
 from vmreplica.core.problems import Problem
+from vmreplica.core.records import PolicyRecord
 from vmreplica.ports.replica_link import CycleStream, LinkFailed, Location, NewReplica, ReplicaHead
 
 if TYPE_CHECKING:
@@ -43,6 +44,16 @@ class SimReplicaLink:
         broker = self._broker()
         return await self._network.call(
             self._host, broker, lambda: self._cluster.broker(broker).create(self._names, request)
+        )
+
+    async def update_replica(self, cap: str, replica_id: str, policy: PolicyRecord) -> None:
+        """Written at the leader."""
+        del cap
+        broker = self._broker()
+        await self._network.call(
+            self._host,
+            broker,
+            lambda: self._cluster.broker(broker).update(self._names, replica_id, policy),
         )
 
     async def get_head(self, cap: str, replica_id: str) -> ReplicaHead:
