@@ -23,7 +23,7 @@ PACKAGES="
  qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-clients libvirt-dev
  libvirt-daemon-config-network libvirt-daemon-driver-qemu dnsmasq-base
  libnbd-bin python3-libnbd nbdkit genisoimage
- strace tmux zsh nginx haproxy virtnbdbackup keepalived faketime
+ strace tmux zsh nginx haproxy virtnbdbackup keepalived faketime btrfs-progs
 "
 
 say() { printf 'setup: %s\n' "$*"; }
