@@ -7,7 +7,6 @@ looked at as they are on the wire.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
@@ -25,6 +24,7 @@ import yaml
 from cryptography import x509
 from google.rpc import error_details_pb2, status_pb2
 
+from tests.support.commands import ROOT, vmrctl
 from tests.unit.replica_world import DISKS, XML, Sent, cluster, make_cycle, raw_frame
 from vmreplica.adapters import certificates
 from vmreplica.adapters.grpc_channels import write_raw
@@ -37,7 +37,6 @@ from vmreplica.v1 import cycle_pb2, location_pb2, replica_pb2, settings_pb2
 from vmreplica.wire.cycle_messages import request_to_message
 from vmreplica.wire.problem_status import DETAILS_KEY
 
-ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = "solo"
 PATIENCE_S = 30.0
 TAIL = b"c" * 512 + bytes(65_536 - 512)
@@ -473,54 +472,3 @@ def content_of(replica: Replica, target: str) -> bytes:
                 data[index * 65_536 : (index + 1) * 65_536] = piece
                 position += stored
     return bytes(data[: disk.size_bytes])
-
-
-def vmrctl(
-    files: TlsFiles, endpoint: str, *words: str, **environ: str
-) -> subprocess.CompletedProcess[str]:
-    """The command with one certificate; nothing of the caller's own contexts."""
-    own = {k: v for k, v in os.environ.items() if not k.startswith("VMRCTL_")}
-    wanted = {
-        "VMRCTL_CONFIG": "/nonexistent/config.yaml",
-        "VMRCTL_ENDPOINT": endpoint,
-        "VMRCTL_CA": str(files.ca),
-        "VMRCTL_CERTIFICATE": str(files.certificate),
-        "VMRCTL_KEY": str(files.key),
-        "PYTHONPATH": str(ROOT),
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "vmrctl", *words],
-        env=own | wanted | environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def told(done: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:
-    """It failed with this code and these words on stderr, said nothing on stdout, no traceback."""
-    shown = done.stdout + done.stderr
-    assert done.returncode == exit_code, shown
-    assert "Traceback" not in shown, shown
-    assert done.stderr.strip(), "a failure without a sentence"
-    for word in words:
-        assert word in done.stderr, shown
-
-
-def run_daemon(module: str, config: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """A daemon that is to end by itself."""
-    return subprocess.run(
-        [sys.executable, "-m", module, "--config", str(config), *more],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def kill_quietly(pid: int) -> None:
-    """A process this test started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)

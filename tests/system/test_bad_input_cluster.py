@@ -17,17 +17,8 @@ import pytest
 import yaml
 
 from tests.support.broker_room import CLUSTER, KEYS, BrokerRoom, Process, free_port
-from tests.support.standalone_room import (
-    ROOT,
-    Refusal,
-    Replica,
-    Wire,
-    new_replica,
-    patiently,
-    run_daemon,
-    told,
-    vmrctl,
-)
+from tests.support.commands import ROOT, run_daemon, told, vmrctl
+from tests.support.standalone_room import Refusal, Replica, Wire, new_replica, patiently
 from vmreplica.core.problems import Reason
 from vmreplica.core.records import BrokerRecord, render
 from vmreplica.ports.cluster_store import Put, StoreUnavailable

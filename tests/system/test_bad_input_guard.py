@@ -14,7 +14,7 @@ import libvirt
 import pytest
 
 from tests.contract.libvirt_room import LibvirtRoom, TinyVm, libvirt_room
-from tests.support.standalone_room import ROOT
+from tests.support.commands import ROOT
 
 pytestmark = [pytest.mark.needs("root", "libvirt", "qemu"), pytest.mark.timeout(90)]
 AGE_MS = 1_500

@@ -15,14 +15,8 @@ import grpc
 import pytest
 import yaml
 
-from tests.support.standalone_room import (
-    NodeRoom,
-    Wire,
-    patiently,
-    refusal_of,
-    run_daemon,
-    told,
-)
+from tests.support.commands import run_daemon, told
+from tests.support.standalone_room import NodeRoom, Wire, patiently, refusal_of
 from vmreplica.adapters import certificates
 from vmreplica.core.problems import Reason
 from vmreplica.v1 import event_pb2, replica_pb2

@@ -12,7 +12,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.support.standalone_room import NodeRoom, Refusal, Replica, Wire, refusal_of, told
+from tests.support.commands import told
+from tests.support.standalone_room import NodeRoom, Refusal, Replica, Wire, refusal_of
 from tests.unit.replica_world import cluster, raw_frame
 from vmreplica.core.problems import Reason
 from vmreplica.v1 import store_pb2

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.support.standalone_room import NodeRoom, Refusal, Wire, patiently, told, vmrctl
+from tests.support.commands import told, vmrctl
+from tests.support.standalone_room import NodeRoom, Refusal, Wire, patiently
 from vmreplica.adapters import certificates, tls
 from vmreplica.adapters.tls import TlsFiles
 from vmreplica.core.problems import Reason

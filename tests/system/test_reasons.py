@@ -14,15 +14,8 @@ from dataclasses import dataclass, replace
 import grpc
 import pytest
 
-from tests.support.standalone_room import (
-    NodeRoom,
-    Refusal,
-    Replica,
-    Wire,
-    free_port,
-    new_replica,
-    told,
-)
+from tests.support.commands import told
+from tests.support.standalone_room import NodeRoom, Refusal, Replica, Wire, free_port, new_replica
 from tests.unit.replica_world import cluster, raw_frame
 from vmreplica.core.cycle import Disk
 from vmreplica.core.problems import REASONS, Reason
