@@ -127,6 +127,27 @@ def certificates(directory: Path) -> dict[str, str]:
     }
 
 
+def test_keys_are_replaced_only_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificates(tmp_path)
+    key = tmp_path / "me.key"
+    before = key.read_bytes()
+    line = ["cert", "issue", "--ca", str(tmp_path), "--san", "localhost", str(tmp_path / "me")]
+    code, said = problem(capsys, *line)
+    assert (code, said["reason"], said["field"]) == (2, "BAD_FIELD", "OUT")
+    assert "--force" in said["remedy"]
+    (tmp_path / "me.pem").unlink()
+    assert problem(capsys, *line)[0] == 2
+    assert key.read_bytes() == before
+    assert run([*line, "--force", "-q"]) == 0
+    assert key.read_bytes() != before
+    # The authority is never replaced: everything it issued would be void.
+    authority = (tmp_path / "ca.key").read_bytes()
+    assert run(["cert", "ca", str(tmp_path), "-q"]) == 0
+    assert (tmp_path / "ca.key").read_bytes() == authority
+
+
 def test_nobody_at_the_other_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

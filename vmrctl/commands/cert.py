@@ -88,10 +88,19 @@ def make_authority(session: Session, directory: Path, name: str, days: int) -> N
     show_default=True,
     help="How long it holds.",
 )
+@click.option("--force", is_flag=True, help="Replace OUT.pem and OUT.key if they exist.")
 def issue(
-    session: Session, out: Path, ca: Path, sans: tuple[str, ...], roles: tuple[str, ...], days: int
+    session: Session,
+    out: Path,
+    ca: Path,
+    sans: tuple[str, ...],
+    roles: tuple[str, ...],
+    days: int,
+    force: bool,
 ) -> None:
     """Issue a certificate: OUT.pem and OUT.key, which only its owner can read."""
+    if not force:
+        _check_free(out)
     names = [*sans, *(_role_uri(role) for role in roles)]
     if not names:
         raise usage(
@@ -133,6 +142,18 @@ def verify(session: Session, file: Path, ca: Path | None, san: str, against: str
     ]
     session.show_list(CHECK, rows)
     return 0 if all(check.ok for check in checks) else EXIT_FAULTS_FOUND
+
+
+def _check_free(out: Path) -> None:
+    """A key that is gone cannot be brought back."""
+    there = [f for end in (".pem", ".key") if (f := out.with_name(out.name + end)).exists()]
+    if there:
+        raise usage(
+            f"{' and '.join(map(str, there))} exist already.",
+            field="OUT",
+            value=str(out),
+            remedy="Choose another OUT, or add --force to replace what is there.",
+        )
 
 
 def _role_uri(role: str) -> str:
