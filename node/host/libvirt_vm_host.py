@@ -151,6 +151,10 @@ class LibvirtVmHost:
 
         return await self._run("", work)
 
+    async def networks(self) -> tuple[str, ...]:
+        """See the port."""
+        return await self._run("", _running_networks)
+
     async def start_test_vm(
         self,
         definition_xml: str,
@@ -188,7 +192,7 @@ class LibvirtVmHost:
             await asyncio.to_thread(write_tpm_state, self._swtpm_dir, vm_uuid, tpm_state, "2.0")
 
         def work(connection: Any) -> None:
-            _check_networks(connection, set(networks.values()) - {""})
+            domain_xml.check_networks(networks, _running_networks(connection))
             connection.createXML(xml, 0)
 
         await self._run(domain_name, work, again=False)
@@ -348,17 +352,9 @@ def _tests_of(connection: Any, replica_id: str) -> list[Any]:
     return [domain for domain in active if wanted.items() <= _metadata_of(domain).items()]
 
 
-def _check_networks(connection: Any, names: set[str]) -> None:
-    known = {network.name() for network in connection.listAllNetworks(0) if network.isActive()}
-    unknown = sorted(names - known)
-    if unknown:
-        raise Problem(
-            Reason.NETWORK_UNKNOWN,
-            f"this host has no running network {', '.join(unknown)}",
-            field="networks",
-            value=",".join(unknown),
-            remedy=f"It has: {', '.join(sorted(known)) or 'none'} (virsh net-list)",
-        )
+def _running_networks(connection: Any) -> tuple[str, ...]:
+    found = connection.listAllNetworks(libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE)
+    return tuple(sorted(network.name() for network in found))
 
 
 def _undefine(domain: Any) -> None:

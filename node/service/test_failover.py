@@ -20,6 +20,7 @@ from node.service.replica_actor import ReplicaActor, Session
 from node.service.replica_parts import ReplicaParts
 from node.service.replica_wait import cancelled, to_the_end
 from vmreplica.coordination.operations import Operations, RunningOperation
+from vmreplica.core.domain_xml import check_networks
 from vmreplica.core.manifest import FileDigest, Pin, Run
 from vmreplica.core.problems import Problem, Reason
 from vmreplica.core.receiving_manifest import with_run
@@ -85,8 +86,8 @@ class TestFailovers:
         """Begin a test failover; the same verb twice answers the one that runs.
 
         :param point: "", "latest" or the newest point's seq.
-        :param networks: card → network; cards that are not named stay unplugged.
-        :raises Problem: NOT_OWNER, STATE_REFUSES, POINT_NOT_FOUND, …
+        :param networks: card → network or "none"; cards that are not named stay unplugged.
+        :raises Problem: NOT_OWNER, STATE_REFUSES, POINT_NOT_FOUND, NETWORK_UNKNOWN, …
         """
         actor = await self._keeper.locate(replica_id)
         session = await actor.serving(2_000)
@@ -94,6 +95,9 @@ class TestFailovers:
         if test.running:
             return StartedTest(test.operation_id, test.domain_name, test.node)
         seq = _chosen(session, point)
+        plugged = {card: name for card, name in networks.items() if name not in ("", "none")}
+        if plugged:
+            check_networks(plugged, await self._host.networks())
         actor.check_deadline()
         operation = await self._operations.create("failover test start", replica_id)
         begun = TestFailoverRecord(
@@ -110,7 +114,7 @@ class TestFailovers:
         actor.update(record)
         test = record.test_failover
         if test.operation_id == operation.operation_id:
-            work = self._bring_up(actor, session, operation, dict(networks))
+            work = self._bring_up(actor, session, operation, plugged)
             self._busy[replica_id] = asyncio.ensure_future(work)
         else:
             await operation.succeed({"domain_name": test.domain_name})

@@ -253,6 +253,7 @@ async def test_unknown_networks_and_forbidden_boot_files(
         return caught.value.reason
 
     assert await start(host.xml, {"0": "nowhere"}) is Reason.NETWORK_UNKNOWN
+    assert "nowhere" not in await host.host.networks()
     for path in ("/etc/shadow", "/boot/../etc/shadow", "/boot/vmlinuz-that-is-not-there"):
         stolen = host.xml.replace("</os>", f"<kernel>{path}</kernel></os>")
         assert await start(stolen, {}) is Reason.BAD_FIELD

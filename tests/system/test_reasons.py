@@ -18,7 +18,7 @@ from tests.support.commands import told
 from tests.support.standalone_room import NodeRoom, Refusal, Replica, Wire, free_port, new_replica
 from tests.unit.replica_world import cluster, raw_frame
 from vmreplica.core.cycle import Disk
-from vmreplica.core.problems import REASONS, Reason
+from vmreplica.core.problems import Reason
 from vmreplica.v1 import (
     cycle_pb2,
     failover_pb2,
@@ -327,24 +327,10 @@ async def too_many_streams(scene: Scene) -> Refusal:
 
 
 async def network_unknown(scene: Scene) -> Refusal:
-    """Told by the operation: the test VM is started behind the answer."""
+    """Told at once: nothing is made before."""
     request = failover_pb2.StartTestFailoverRequest(vm="one", networks={"0": "nowhere"})
     answer = failover_pb2.StartTestFailoverResponse
-    started = await scene.admin.call("FailoverService/StartTestFailover", request, answer)
-    asked = operation_pb2.GetOperationRequest(operation_id=started.operation_id)
-    while True:
-        got = await scene.admin.call(
-            "OperationService/GetOperation", asked, operation_pb2.GetOperationResponse
-        )
-        if got.operation.state != "Running":
-            break
-        await scene.room.clock.sleep(50)
-    ended = got.operation
-    assert ended.state == "Failed", ended
-    reason = Reason(ended.problem_reason)
-    facts = {"retryable": "false", **dict(ended.problem_details)}
-    code = REASONS[reason].grpc_code
-    return Refusal(code, ended.problem_message, reason.value, "vmreplica.dev", facts)
+    return await scene.admin.refused("FailoverService/StartTestFailover", request, answer)
 
 
 Producer = Callable[[Scene], Awaitable[Refusal]]
@@ -415,7 +401,7 @@ TYPED: dict[str, tuple[list[str], int, str]] = {
     "unknown operation": (["operation", "show", "nothing"], 3, "UNKNOWN_OPERATION"),
     "no such point": (["failover", "test", "start", "one", "--point", "99"], 3, "POINT_NOT_FOUND"),
     "no such network": (
-        ["failover", "test", "start", "one", "--network", "0=nowhere", "--wait"],
+        ["failover", "test", "start", "one", "--network", "0=nowhere"],
         3,
         "NETWORK_UNKNOWN",
     ),

@@ -161,12 +161,18 @@ def test_test_failover_starts_stops_and_leaves_nothing() -> None:
         with pytest.raises(Problem) as caught:
             await node.role.tests.start(REPLICA, "77", {})
         assert caught.value.reason is Reason.POINT_NOT_FOUND
-        started = await node.role.tests.start(REPLICA, "latest", {"0": "isolated"})
+        with pytest.raises(Problem) as caught:
+            await node.role.tests.start(REPLICA, "latest", {"0": "isolated", "1": "nowhere"})
+        assert (caught.value.reason, caught.value.value) == (Reason.NETWORK_UNKNOWN, "nowhere")
+        assert "default, isolated" in caught.value.remedy
+        assert not (await world.record()).test_failover.operation_id
+        networks = {"0": "isolated", "1": "none"}
+        started = await node.role.tests.start(REPLICA, "latest", networks)
         again = await node.role.tests.start(REPLICA, "latest", {})
         assert again.operation_id == started.operation_id
         assert started.domain_name == "guest1 - Test"
         await asyncio.sleep(3)
-        assert await node.host.test_vm_running(REPLICA)
+        assert node.host.tests[REPLICA].networks == {"0": "isolated"}
         directory = storage.directories[record.folder_path]
         assert len(directory.overlays) == len(DISKS)
         # Replication goes on meanwhile; the files below the overlays stay.

@@ -190,6 +190,19 @@ def test_xml(
     return _text(root)
 
 
+def check_networks(networks: Mapping[str, str], known: Sequence[str]) -> None:
+    """:raises Problem: NETWORK_UNKNOWN: a card is to be plugged where nothing runs."""
+    unknown = sorted(set(networks.values()) - {"", *known})
+    if unknown:
+        raise Problem(
+            Reason.NETWORK_UNKNOWN,
+            f"this host has no running network {', '.join(unknown)}",
+            field="networks",
+            value=",".join(unknown),
+            remedy=f"It has: {', '.join(sorted(known)) or 'none'} (virsh net-list)",
+        )
+
+
 def metadata_element(*, replica_id: str, role: str, autostart: str) -> str:
     """Our metadata element as libvirt's setMetadata takes it (it adds the namespace itself).
 

@@ -79,6 +79,10 @@ class VmHost(Protocol):
         """replica ids of all domains with our metadata role replica."""
         ...
 
+    async def networks(self) -> tuple[str, ...]:
+        """Names of the networks that run on this host, in order."""
+        ...
+
     async def start_test_vm(
         self,
         definition_xml: str,

@@ -63,6 +63,7 @@ class FakeVmHost:
     down: bool = False
     booted: bool = True
     fail_next_test: Problem | None = None
+    running_networks: tuple[str, ...] = ("default", "isolated")
     autostarts_kept: dict[str, bool] = field(default_factory=dict)
 
     def add(self, vm: Vm) -> Vm:
@@ -132,6 +133,11 @@ class FakeVmHost:
         """See the port."""
         self._answer()
         return tuple(sorted(vm.replica_id for vm in self.vms.values() if vm.role == "replica"))
+
+    async def networks(self) -> tuple[str, ...]:
+        """See the port."""
+        self._answer()
+        return self.running_networks
 
     async def start_test_vm(
         self,
