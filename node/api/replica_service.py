@@ -71,7 +71,8 @@ def _point(session: Session, point: RecoveryPoint) -> types_pb2.Point:
     disks = {disk.target: disk for disk in manifest.disks}
     facts = PointFacts(
         size_bytes=sum(x.bytes for x in manifest.layers if x.file in files),
-        in_use=bool(files & manifest.pinned_files()),
+        # Points share files: that somebody reads a file does not say which point is meant.
+        in_use=any(run.seq == point.seq for run in manifest.runs),
         qemu_json=tuple(
             (target, session.folder.qemu_json(disks[target], chain))
             for target, chain in point.chain

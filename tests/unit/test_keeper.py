@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import pytest
 
+from node.api.access import NodeAccess
+from node.api.replica_service import ReplicaService
 from node.service.replica_parts import KeeperLimits
 from tests.unit.replica_world import (
     DISKS,
@@ -23,11 +25,14 @@ from tests.unit.replica_world import (
     send_cycle,
 )
 from vmreplica.core.cycle import CLUSTER_BYTES, Acknowledged, Durable
+from vmreplica.core.identity import Identity, Role, RoleKind
 from vmreplica.core.problems import Problem, Reason
 from vmreplica.core.records import NodeRecord, parse
 from vmreplica.ports.replica_store import StorageFailed
 from vmreplica.testing import sim_loop
 from vmreplica.testing.fake_replica_store import FakeReplicaStore, FakeStorage, content
+from vmreplica.v1 import replica_pb2
+from vmreplica.wire.call import Call
 
 T = TypeVar("T")
 FULL = [raw_frame(0, {i: cluster(f"a{i}") for i in range(8)})]
@@ -194,6 +199,29 @@ def test_test_failover_starts_stops_and_leaves_nothing() -> None:
         assert (test.running, test.last_result) == (True, "")
         await node.role.tests.stop(REPLICA)
         await asyncio.sleep(5)
+
+    in_world(story)
+
+
+def test_only_the_point_that_was_booted_is_in_use() -> None:
+    async def story(world: World) -> None:
+        node = await on_fake(world, FakeStorage())
+        await world.create(node)
+        api = ReplicaService(NodeAccess(node.role, KEYS.cluster))
+        call = Call(identity=Identity(roles=(Role(KEYS.cluster, RoleKind.VIEWER, "v"),)))
+
+        async def points() -> list[tuple[int, bool]]:
+            request = replica_pb2.ListPointsRequest(replica_id=REPLICA)
+            return [(p.seq, p.in_use) for p in (await api.list_points(call, request)).items]
+
+        first = await send_cycle(node, make_cycle(1, b"", FULL))
+        assert await points() == [(1, False)]
+        await node.role.tests.start(REPLICA, "", {})
+        await asyncio.sleep(3)
+        assert await points() == [(1, True)]
+        # The next point is read from the same files, and nobody has it open.
+        await send_cycle(node, make_cycle(2, first.cycle_digest, [raw_frame(0, {1: cluster("d")})]))
+        assert await points() == [(2, False)]
 
     in_world(story)
 
