@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from broker.service.context import Context
+from broker.service.inventory import NodeView
 from broker.service.leader_loop import LeaderLoop
 from vmreplica.coordination.operations import Operations
 from vmreplica.core.placement import PlacementRequest, refusal
@@ -26,6 +27,8 @@ from vmreplica.ports.cluster_store import Put, unchanged
 LOOK_MS = 1_000
 VERB = "drain node"
 _RACES = 5
+_STEP = "waiting for the ends of cycles"
+_STEP_LOST = "the node is lost; waiting for it to come back"
 
 
 class Drain:
@@ -61,9 +64,7 @@ class Drain:
         if config.drain is not DrainState.READY and config.operation_id:
             return config.operation_id
         self._check_room(name)
-        running = await self._operations.create(
-            VERB, name, unit="replicas", step="waiting for the ends of cycles"
-        )
+        running = await self._operations.create(VERB, name, unit="replicas", step=_STEP)
         changed, config = await self._set(name, DrainState.DRAINING, running.operation_id)
         if not changed:
             await running.cancelled()
@@ -97,15 +98,20 @@ class Drain:
             if operation is not None and operation.cancel_requested:
                 await self.undrain(view.name)
                 continue
-            await self._advance(view.name, view.replicas, operation)
+            await self._advance(view, operation)
 
-    async def _advance(self, name: str, left: int, operation: OperationRecord | None) -> None:
+    async def _advance(self, view: NodeView, operation: OperationRecord | None) -> None:
+        name, left = view.name, view.replicas
         if operation is not None and operation.state is OperationState.RUNNING:
             total = max(operation.total, left)
             done = total - left
-            if (done, total) != (operation.done, operation.total):
-                await self._operations.update(operation.operation_id, done=done, total=total)
-        if left:
+            step = _STEP_LOST if view.record is None else _STEP
+            if (done, total, step) != (operation.done, operation.total, operation.step):
+                await self._operations.update(
+                    operation.operation_id, done=done, total=total, step=step
+                )
+        if left or view.record is None:
+            # A lost node has not been emptied by its drain: that is decided when it is back.
             return
         config = self._context.inventory.node_config(name)
         changed, _ = await self._set(name, DrainState.DRAINED, config.operation_id)

@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 from broker_world import KEYS, World, play
 
+from broker.service.inventory import NodeState
 from vmreplica.core.problems import Problem, Reason
 from vmreplica.core.records import (
     DrainState,
     NodeConfigRecord,
     NodeRecord,
+    OperationRecord,
     OperationState,
     ReplicaRecord,
     parse,
@@ -148,6 +150,34 @@ def test_a_drained_node_ends_empty_across_a_change_of_leader() -> None:
         assert await heir.services.drain.undrain("n1")
         assert not await heir.services.drain.undrain("n1")
         assert drain_state(world, "n1") is DrainState.READY
+
+    play(story)
+
+
+def test_a_lost_node_stays_lost_until_it_is_back_to_be_drained() -> None:
+    async def story(world: World) -> None:
+        await world.settings()
+        broker = world.broker("b1")
+        await world.leader()
+        await world.node("n1")
+        await world.node("n2")
+        inventory = broker.services.inventory
+        await world.until(lambda: len(inventory.live_nodes()) == 2)
+        for n in range(4):
+            await world.admit(broker, n)
+        world.kill_node("n1")
+        await world.until(lambda: inventory.node_view("n1").state is NodeState.LOST)
+        operation_id = await broker.services.drain.drain("n1")
+        await world.until(lambda: inventory.node_view("n1").replicas == 0, 60)
+        await asyncio.sleep(10)
+        assert inventory.node_view("n1").state is NodeState.LOST
+        kv = world.server.state.live[KEYS.operation(operation_id)]
+        assert "lost" in parse(OperationRecord, kv.value).step
+        assert drain_state(world, "n1") is DrainState.DRAINING
+        await world.node("n1", "i2")
+        await world.until(lambda: inventory.node_view("n1").state is NodeState.DRAINED, 10)
+        done = await broker.services.operations.wait(operation_id, 5_000)
+        assert done.state is OperationState.SUCCEEDED
 
     play(story)
 
