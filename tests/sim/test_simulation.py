@@ -26,8 +26,8 @@ ALSO_FIRED = ("io_error", "link_twice", "link_lost_answer", "link_delayed", "str
               "late_apply", "slow", "drain_begun", "call_answer_lost")  # fmt: skip
 LIKELY = {
     "commit_by_rename": (64,),
-    "deadline_from_the_answer": (39,),
-    "sealed_layers_forgotten": (15,),
+    "deadline_from_the_answer": (64, 39),
+    "sealed_layers_forgotten": (64, 15),
 }
 """Seeds that found a planted bug before: tried first."""
 _WORKERS = 2

@@ -81,6 +81,8 @@ class Checks:
     folders: dict[str, History] = field(default_factory=dict)
     used_names: set[str] = field(default_factory=set)
     committed: set[bytes] = field(default_factory=set)
+    sent: dict[bytes, set[str]] = field(default_factory=dict)
+    """Disks of which a cycle brought frames, by cycle id."""
     marks: set[str] = field(default_factory=set)
     acks: int = 0
     fulls: int = 0
@@ -117,6 +119,7 @@ class Checks:
             self._all_durable(folder, named - history.named)
         if manifest.head.seq:
             self.committed.add(manifest.head.cycle_id)
+            self._nothing_missing(manifest)
         history.add(manifest, _seal(text), named)
 
     def _follows(self, history: History, manifest: Manifest) -> None:
@@ -143,6 +146,14 @@ class Checks:
                 self.marks.add("compacted")
         if any(layer.draft for layer in manifest.layers):
             self.marks.add("draft")
+
+    def _nothing_missing(self, manifest: Manifest) -> None:
+        """Every disk of which frames came has a layer of this cycle."""
+        head = manifest.head
+        there = {x.target for x in manifest.layers if x.to_seq == head.seq and x.draft is None}
+        missing = self.sent.pop(head.cycle_id, set()) - there
+        if missing:
+            self.fail(f"manifest {manifest.n}: cycle {head.seq} lacks its layers of {missing}")
 
     def _all_durable(self, folder: str, files: Collection[str]) -> None:
         """What a manifest names for the first time is there, synced, in a synced directory."""

@@ -15,6 +15,8 @@ from vmreplica.core.problems import Problem
 from vmreplica.ports.cluster_store import StoreError
 from vmreplica.ports.replica_link import LinkFailed
 
+_MOMENTS = ("", "fsync-directory", "rename", "layers", "manifest.", "json", "link")
+
 
 class Faults:
     """Injects one fault after another; several may overlap."""
@@ -83,11 +85,12 @@ class Faults:
         moment: asyncio.Future[None] = cluster.loop.create_future()
         if drawn < 0.5:
             cluster.view(name).moment = moment
+            cluster.view(name).moment_at = self._random.choice(_MOMENTS)
         elif drawn < 0.8 and cluster.alive(name):
             cluster.ownership.keepalives[cluster.node(name).role.membership.lease_id] = moment
         else:
             moment.set_result(None)
-        await asyncio.wait({moment}, timeout=6)
+        await asyncio.wait({moment}, timeout=12)
         cluster.view(name).moment = None
         return not self._over
 

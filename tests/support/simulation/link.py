@@ -147,6 +147,9 @@ class SimCycleStream:
     def _put(self, message: CycleRequest) -> None:
         if isinstance(message, Frame):
             self._bytes += len(message.payload)
+            assert self._opened is not None
+            target = self._opened.disks[message.disk].target
+            self._checks.sent.setdefault(self._opened.cycle_id, set()).add(target)
         try:
             self._up.put(message)
         except Reset as reset:

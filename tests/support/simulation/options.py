@@ -56,7 +56,7 @@ def draw(seed: int, minutes: float) -> Options:
         nodes=rng.choice((3, 3, 4)),
         brokers=rng.choice((2, 3)),
         vms=5,
-        segment_bytes=rng.choice((8 << 16, 1 << 40)),
+        segment_bytes=rng.choice((2_000, 1 << 40)),
         frequency_ms=rng.choice((5_000, 10_000, 10_000, 20_000)),
         minutes=minutes,
         fault_pause_s=rng.uniform(6.0, 25.0),

@@ -19,7 +19,8 @@ _NOBODY = contextvars.Context()
 class SimFiles(MemoryFiles):
     """One host's view. Each step takes time; with ``error_chance`` it fails.
 
-    ``moment``: resolved when the host next begins a step that changes what is durable or named.
+    ``moment``: resolved when the host begins a step that changes what is durable or named, and
+    whose operation and path contain ``moment_at``.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class SimFiles(MemoryFiles):
         self._fired = fired
         self.error_chance = 0.0
         self.moment: asyncio.Future[None] | None = None
+        self.moment_at = ""
 
     async def step(self, operation: str, path: str) -> None:
         """A step of the model, with time and errors."""
         if operation in _SLOW:
-            if self.moment is not None and not self.moment.done():
-                self.moment.set_result(None)
+            moment = self.moment
+            if moment is not None and not moment.done() and self.moment_at in f"{operation} {path}":
+                moment.set_result(None)
             await asyncio.sleep(self._random.uniform(0.0005, 0.01))
         if self.error_chance:
             self._fail_perhaps(operation, path)
