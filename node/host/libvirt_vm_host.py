@@ -213,6 +213,16 @@ class LibvirtVmHost:
             await asyncio.to_thread(file.unlink, missing_ok=True)
         return bool(stopped)
 
+    async def running_tests(self) -> tuple[str, ...]:
+        """See the port."""
+
+        def work(connection: Any) -> tuple[str, ...]:
+            active = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+            facts = [_metadata_of(domain) for domain in active]
+            return tuple(sorted({f["replica_id"] for f in facts if f.get("role") == "test"}))
+
+        return await self._run("", work)
+
     async def test_vm_running(self, replica_id: str) -> bool:
         """See the port."""
         return await self._run(

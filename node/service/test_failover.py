@@ -81,6 +81,8 @@ class TestFailovers:
         self._operations = operations
         self._console_directory = console_directory
         self._busy: dict[str, asyncio.Task[None]] = {}
+        self._sweeping = asyncio.Lock()
+        """No test begins between the look at its record and the end of its predecessor's VM."""
 
     async def start(self, replica_id: str, point: str, networks: Mapping[str, str]) -> StartedTest:
         """Begin a test failover; the same verb twice answers the one that runs.
@@ -108,9 +110,11 @@ class TestFailovers:
             seq=seq,
             last_time_ms=self._parts.clock.wall_ms(),
         )
-        record = await self._keeper.records.change(
-            replica_id, lambda r: r if r.test_failover.running else replace(r, test_failover=begun)
-        )
+        async with self._sweeping:
+            record = await self._keeper.records.change(
+                replica_id,
+                lambda r: r if r.test_failover.running else replace(r, test_failover=begun),
+            )
         actor.update(record)
         test = record.test_failover
         if test.operation_id == operation.operation_id:
@@ -149,7 +153,7 @@ class TestFailovers:
         return operation.operation_id
 
     async def run(self) -> None:
-        """At start and every 10 s: tests recorded here whose VM is gone are over."""
+        """At start and every 10 s: tests recorded here without a VM, VMs without a record."""
         parts = self._parts
         await parts.cache.ready()
         try:
@@ -159,6 +163,7 @@ class TestFailovers:
                     test = record.test_failover
                     if test.running and test.node == parts.node and parts.standing.may_act():
                         await self._look_at(record)
+                await self._sweep()
                 await parts.clock.sleep(_LOOK_MS)
         finally:
             await cancelled(*self._busy.values())
@@ -172,6 +177,30 @@ class TestFailovers:
                 await self._end(record, "the test VM ended by itself or with its host")
         except (Problem, StoreUnavailable, OutcomeUnknown) as failed:
             _log.info("test VM of %s not looked at: %s", record.replica_id, failed)
+
+    async def _sweep(self) -> None:
+        """A hypervisor that answered too late has made a VM that its record has given up."""
+        try:
+            for replica_id in await self._host.running_tests():
+                async with self._sweeping:
+                    await self._stop_if_unknown(replica_id)
+        except (Problem, StoreUnavailable, OutcomeUnknown) as failed:
+            _log.info("test VMs of this host not looked at: %s", failed)
+
+    async def _stop_if_unknown(self, replica_id: str) -> None:
+        busy = self._busy.get(replica_id)
+        if busy is not None and not busy.done():
+            return
+        records = self._keeper.records
+        await records.refresh(replica_id)
+        record = records.cached_record(replica_id)
+        if record is None:
+            return  # Perhaps another cluster's, or another daemon's of this host.
+        test = record.test_failover
+        if test.running and test.node == self._parts.node:
+            return
+        if await self._host.stop_test_vm(replica_id):
+            _log.warning("a test VM of %s ran here without a record; stopped", record.vm_name)
 
     async def _bring_up(
         self,

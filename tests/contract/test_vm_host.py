@@ -219,6 +219,7 @@ async def test_a_test_vm_reads_its_whole_chain(
         console_log=str(tmp_path / "console.log"),
     )
     assert await host.host.test_vm_running(host.replica_id)
+    assert await host.host.running_tests() == (host.replica_id,)
     vm = await host.host.get_vm("tiny - Test")
     assert (vm.role, vm.persistent) == ("test", False)
     root = ET.fromstring(vm.xml)

@@ -392,6 +392,49 @@ def test_a_test_that_is_stopped_while_it_starts_leaves_no_vm() -> None:
     in_world(story)
 
 
+class LateStart(FakeVmHost):
+    """The hypervisor makes the VM long after nobody waits for it any more."""
+
+    async def start_test_vm(self, *args: Any, **kwargs: Any) -> None:
+        async def work() -> None:
+            await asyncio.sleep(25)
+            await FakeVmHost.start_test_vm(self, *args, **kwargs)
+            self.made = True
+
+        self.made = False
+        self.late = asyncio.ensure_future(work())
+        raise Problem(Reason.NODE_UNREACHABLE, "libvirt does not answer", remedy="wait")
+
+
+def test_a_test_vm_that_comes_up_after_its_end_is_stopped() -> None:
+    async def story(world: World) -> None:
+        node = await world.start("r1")
+        await world.create(node)
+        await send_cycle(node, make_cycle(1, b"", FULL))
+        late = node.role.tests._host = LateStart()
+        await node.role.tests.start(REPLICA, "", {})
+        await asyncio.sleep(5)
+        record = await world.record()
+        assert record is not None and not record.test_failover.running
+        # Those of other clusters on this host are not ours to stop.
+        await FakeVmHost.start_test_vm(
+            late, XML.decode(), domain_name="x", replica_id="elsewhere", vm_uuid="u", disks=(),
+            networks={}, nvram=b"", tpm_state=b"", console_log="c",
+        )  # fmt: skip
+        await late.late
+        assert late.made
+        await asyncio.sleep(21)
+        assert not await late.test_vm_running(REPLICA)
+        assert await late.test_vm_running("elsewhere")
+        # One that is recorded stays.
+        node.role.tests._host = good = FakeVmHost()
+        await node.role.tests.start(REPLICA, "", {})
+        await asyncio.sleep(31)
+        assert await good.test_vm_running(REPLICA)
+
+    in_world(story)
+
+
 def test_a_pin_falls_only_by_what_the_store_says_now() -> None:
     """A new owner's copy of the record may be older than the test that the pin belongs to."""
 

@@ -107,6 +107,10 @@ class VmHost(Protocol):
         """Destroy the test VM of this replica; False when there was none."""
         ...
 
+    async def running_tests(self) -> tuple[str, ...]:
+        """Replica ids of the test VMs that run on this host, also of other clusters'."""
+        ...
+
     async def test_vm_running(self, replica_id: str) -> bool:
         """Whether this host runs the test VM of this replica."""
         ...

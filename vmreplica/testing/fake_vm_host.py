@@ -181,6 +181,11 @@ class FakeVmHost:
         self._answer()
         return self.tests.pop(replica_id, None) is not None
 
+    async def running_tests(self) -> tuple[str, ...]:
+        """See the port."""
+        self._answer()
+        return tuple(sorted(self.tests))
+
     async def test_vm_running(self, replica_id: str) -> bool:
         """See the port."""
         self._answer()
