@@ -10,6 +10,7 @@ import functools
 import json
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -219,6 +220,9 @@ class OperationRecord:
     op_id: str = ""
 
 
+_Builder = Callable[[Any, str], Any]
+
+
 def render(record: Any) -> str:
     """A record as JSON text, keys in field order."""
     return json.dumps(asdict(record), separators=(",", ":"), ensure_ascii=False)
@@ -233,45 +237,56 @@ def parse(kind: type[T], text: str) -> T:
     return typing.cast(T, _build(kind, data, kind.__name__))
 
 
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    known = {f.name for f in fields(kind)}
-    return {name: hint for name, hint in get_type_hints(kind).items() if name in known}
-
-
 def _build(kind: Any, data: Any, where: str) -> Any:
     """One value of the kind that a field's annotation names."""
+    return _builder(kind)(data, where)
+
+
+@functools.cache
+def _builder(kind: Any) -> _Builder:
+    """Makes values of one kind. Records are parsed all the time, so annotations are read once."""
     if is_dataclass(kind):
-        return _build_record(kind, data, where)
+        return _record_builder(kind)
     origin = get_origin(kind)
     if origin in (types.UnionType, typing.Union):
-        (inner,) = (arm for arm in get_args(kind) if arm is not type(None))
-        return None if data is None else _build(inner, data, where)
+        (arm,) = (arm for arm in get_args(kind) if arm is not type(None))
+        inner = _builder(arm)
+        return lambda data, where: None if data is None else inner(data, where)
     if origin is tuple:
-        inner = get_args(kind)[0]
-        items = _expect(list, data, where, "a list")
-        return tuple(_build(inner, item, f"{where}[{i}]") for i, item in enumerate(items))
+        return functools.partial(_build_tuple, _builder(get_args(kind)[0]))
     if origin is dict:
-        inner = get_args(kind)[1]
-        pairs = _expect(dict, data, where, "an object").items()
-        return {str(k): _build(inner, v, f"{where}.{k}") for k, v in pairs}
+        return functools.partial(_build_dict, _builder(get_args(kind)[1]))
     if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return kind(data)
-    return _expect(kind, data, where, kind.__name__)
+        return lambda data, _: kind(data)
+    return lambda data, where: _expect(kind, data, where, kind.__name__)
 
 
-def _build_record(kind: Any, data: Any, where: str) -> Any:
-    hints = _hints(kind)
+def _build_tuple(inner: _Builder, data: Any, where: str) -> tuple[Any, ...]:
+    items = _expect(list, data, where, "a list")
+    return tuple(inner(item, f"{where}[{i}]") for i, item in enumerate(items))
+
+
+def _build_dict(inner: _Builder, data: Any, where: str) -> dict[str, Any]:
     pairs = _expect(dict, data, where, "an object").items()
-    values = {
-        name: _build(hints[name], value, f"{where}.{name}")
-        for name, value in pairs
-        if name in hints
-    }
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from error
+    return {str(k): inner(v, f"{where}.{k}") for k, v in pairs}
+
+
+def _record_builder(kind: Any) -> _Builder:
+    hints = get_type_hints(kind)
+    builders = {f.name: _builder(hints[f.name]) for f in fields(kind)}
+
+    def build(data: Any, where: str) -> Any:
+        values = {
+            name: builders[name](value, f"{where}.{name}")
+            for name, value in _expect(dict, data, where, "an object").items()
+            if name in builders
+        }
+        try:
+            return kind(**values)
+        except TypeError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    return build
 
 
 def _expect(kind: Any, data: Any, where: str, name: str) -> Any:
