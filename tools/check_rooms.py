@@ -26,9 +26,7 @@ CLOSING = RESULTS / "closing-line"
 ROOMS = ("unit", "golden", "contract", "sim", "system", "e2e", "packaging")
 CHECKS = "checks"
 PARALLEL = {"unit", "golden", "contract", "sim"}
-"""Rooms whose tests share nothing: two at a time."""
-BY_FILE = {"system", "e2e"}
-"""Rooms whose files each have a lab or daemons of their own: two files at a time."""
+"""Rooms whose tests share nothing: two at a time. The others have the machine for themselves."""
 BUDGET_S = 20 * 60
 NO_TESTS = 5
 
@@ -75,10 +73,8 @@ def run_room(name: str) -> Room:
     report = RESULTS / f"{name}.xml"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", f"tests/{name}", "-q", f"--junitxml={report}"]
-    if name in PARALLEL | BY_FILE:
+    if name in PARALLEL:
         command += ["-n", str(min(2, os.cpu_count() or 1))]
-    if name in BY_FILE:
-        command += ["--dist", "loadfile"]
     code = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
     room = read_report(name, report)
     room.seconds = time.monotonic() - begun

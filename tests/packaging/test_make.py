@@ -27,7 +27,6 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setattr(module, "RESULTS", tmp_path / "build")
     monkeypatch.setattr(module, "CLOSING", tmp_path / "build" / "closing-line")
     monkeypatch.setattr(module, "PARALLEL", set())
-    monkeypatch.setattr(module, "BY_FILE", set())
     for name, text in {
         "unit": "def test_good(): pass\ndef test_better(): pass\n",
         "golden": (
