@@ -10,6 +10,8 @@ from typing import Any
 from bench.machine import Machine
 from bench.result import Result
 
+_ROOT = Path(__file__).resolve().parents[1]
+
 
 @dataclass(slots=True)
 class Report:
@@ -66,7 +68,9 @@ class Report:
         parts = [_HEAD, f"**{self.verdict()}**\n", self._machine(), self._table()]
         parts += [self._misses()]
         parts += [_section(result) for result in self.results]
-        return "\n".join(part for part in parts if part)
+        text = "\n".join(part for part in parts if part)
+        # Commands are shown as run from the checkout, wherever that lies.
+        return text.replace(f"{_ROOT}/", "")
 
     def write(self, report: Path, document: Path) -> None:
         """Both files."""
