@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from node.api.access import READERS
 from node.service.replication import PrimaryRole
 from node.service.replication_view import ReplicationView
 from vmreplica.core.filters import key_of, page_size, parse_filter, token_after
@@ -16,14 +17,6 @@ from vmreplica.wire.call import Call, require_role
 from vmreplica.wire.record_messages import CycleFacts, ReplicationFacts, replication_message
 from vmreplica.wire.replica_messages import policy_from_message
 from vmreplica.wire.times import milliseconds
-
-_READERS = (
-    RoleKind.VIEWER,
-    RoleKind.OPERATOR,
-    RoleKind.ADMINISTRATOR,
-    RoleKind.BROKER,
-    RoleKind.NODE,
-)
 
 
 class ReplicationService:
@@ -151,7 +144,7 @@ class ReplicationService:
         require_role(call, self._cluster, RoleKind.ADMINISTRATOR)
 
     def _read(self, call: Call) -> None:
-        require_role(call, self._cluster, *_READERS)
+        require_role(call, self._cluster, *READERS)
 
 
 def message_of(view: ReplicationView) -> types_pb2.Replication:
